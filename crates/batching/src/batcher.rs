@@ -1,0 +1,440 @@
+//! A scheduler and its payloads behind one short mutex: what callers submit to and instances pull from.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::driver::ModelError;
+use crate::entry::{BatchId, Entry, InstanceId, Priority, ShapeKey, Ticket};
+use crate::replay::Event;
+use crate::scheduler::{BatchReport, Next, Rejection, Scheduler, SchedulerConfig, Verdict};
+use crate::time::{Clock, Time};
+
+/// Why an admitted request has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Its deadline passed while it waited; it never ran.
+    #[error("the deadline passed while the request was queued")]
+    ExpiredInQueue,
+    /// Its deadline passed while its batch ran.
+    #[error("the deadline passed while the model ran")]
+    ExpiredRunning,
+    /// The model failed on it, or on its whole batch.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The batcher was closed before it could run.
+    #[error("the server stopped before the request ran")]
+    Closed,
+}
+
+/// Called once with a request's end, on whichever thread learnt of it; must not block.
+pub type Reply<O> = Box<dyn FnOnce(Result<O, Failure>) + Send>;
+
+/// A request with its payload.
+pub struct Submission<I, O> {
+    /// What the model reads. Shared, because it stays here until the verdict.
+    pub input: Arc<I>,
+    /// See [`Entry::cost`].
+    pub cost: u32,
+    /// See [`Entry::shape`].
+    pub shape: ShapeKey,
+    /// See [`Entry::priority`].
+    pub priority: Priority,
+    /// Time it may take in all, queue and execution; `None`: as long as it needs.
+    pub timeout: Option<Duration>,
+    /// How its caller learns of its end.
+    pub reply: Reply<O>,
+}
+
+/// A batch handed to an instance.
+pub struct Job<I> {
+    /// Its name in [`Batcher::complete`].
+    pub id: BatchId,
+    /// Inputs in the batch's order.
+    pub inputs: Vec<Arc<I>>,
+    tickets: Vec<Ticket>,
+    waits: Vec<Duration>,
+    cost: u64,
+}
+
+/// What a batch was like, for metrics.
+#[derive(Debug)]
+pub struct BatchRecord<'a> {
+    /// Who ran it.
+    pub instance: InstanceId,
+    /// Entries in it.
+    pub size: usize,
+    /// Their summed cost.
+    pub cost: u64,
+    /// How long each waited in the queue.
+    pub waits: &'a [Duration],
+    /// How long the model ran.
+    pub busy: Duration,
+    /// Whether the model returned one result an entry.
+    pub completed: bool,
+}
+
+/// Sees what happens, outside the lock; for metrics and logs.
+pub trait Observer: Send + Sync + 'static {
+    /// A batch ended.
+    fn batch_ended(&self, record: &BatchRecord<'_>);
+    /// One event of the scheduler, in order, when [`Batcher::new`] was asked to log: called under the
+    /// lock, so it may only hand the event on.
+    fn event(&self, event: Event);
+}
+
+struct Payload<I, O> {
+    input: Arc<I>,
+    reply: Reply<O>,
+}
+
+struct State<I, O> {
+    scheduler: Scheduler,
+    payloads: HashMap<Ticket, Payload<I, O>>,
+    next_ticket: u64,
+    /// Instances that wait for work: with none, a submit wakes nobody.
+    waiting_instances: usize,
+    /// When the timer next looks for expired entries: an earlier deadline must wake it.
+    timer_wakes: Time,
+    closed: bool,
+}
+
+/// The meeting point of one model version's callers and instances.
+pub struct Batcher<I, O> {
+    state: Mutex<State<I, O>>,
+    work: Condvar,
+    timer: Condvar,
+    clock: Arc<dyn Clock>,
+    observer: Arc<dyn Observer>,
+    log_events: bool,
+    instances: usize,
+}
+
+impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
+    /// An open batcher for `instances` instances. With `log_events`, `observer` gets every call of the
+    /// scheduler.
+    pub fn new(
+        config: SchedulerConfig,
+        instances: usize,
+        clock: Arc<dyn Clock>,
+        observer: Arc<dyn Observer>,
+        log_events: bool,
+    ) -> Self {
+        if log_events {
+            observer.event(Event::Start { config: config.clone() });
+        }
+        Self {
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(config),
+                payloads: HashMap::new(),
+                next_ticket: 0,
+                waiting_instances: 0,
+                timer_wakes: Time::MAX,
+                closed: false,
+            }),
+            work: Condvar::new(),
+            timer: Condvar::new(),
+            clock,
+            observer,
+            log_events,
+            instances,
+        }
+    }
+
+    /// Admits requests under one lock, each on its own: a refused one leaves the others in.
+    /// The reply of a refused one is dropped uncalled.
+    pub fn submit(
+        &self,
+        submissions: impl IntoIterator<Item = Submission<I, O>>,
+    ) -> Vec<Result<Ticket, Rejection>> {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let results =
+            submissions.into_iter().map(|submission| self.submit_one(&mut state, now, submission)).collect();
+        self.wake(&state);
+        results
+    }
+
+    fn submit_one(
+        &self,
+        state: &mut State<I, O>,
+        now: Time,
+        submission: Submission<I, O>,
+    ) -> Result<Ticket, Rejection> {
+        let ticket = Ticket(state.next_ticket);
+        state.next_ticket += 1;
+        let entry = Entry {
+            ticket,
+            cost: submission.cost,
+            shape: submission.shape,
+            priority: submission.priority,
+            deadline: submission.timeout.map(|timeout| now + timeout),
+            arrived: now,
+        };
+        let logged = self.log_events.then(|| entry.clone());
+        let result = state.scheduler.submit(now, entry);
+        if let Some(entry) = logged {
+            self.observer.event(Event::Submit { now, entry, rejection: result.clone().err() });
+        }
+        result?;
+        state.payloads.insert(ticket, Payload { input: submission.input, reply: submission.reply });
+        Ok(ticket)
+    }
+
+    /// Wakes one instance, which wakes the next if work remains, and the timer if a deadline came nearer.
+    fn wake(&self, state: &State<I, O>) {
+        if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
+            self.work.notify_one();
+        }
+        if state.scheduler.next_deadline().is_some_and(|deadline| deadline < state.timer_wakes) {
+            self.timer.notify_one();
+        }
+    }
+
+    /// Forgets a request whose caller left; one that was still queued never runs.
+    /// True when it was still queued.
+    pub fn cancel(&self, ticket: Ticket) -> bool {
+        let mut state = self.state.lock();
+        let Some(payload) = state.payloads.remove(&ticket) else { return false };
+        let now = self.clock.now();
+        let queued = state.scheduler.cancel(now, ticket);
+        if self.log_events {
+            self.observer.event(Event::Cancel { now, ticket });
+        }
+        self.wake_closed_timer(&state);
+        drop(state);
+        drop(payload);
+        queued
+    }
+
+    /// Blocks until there is a batch for `instance`; `None` once closed and drained.
+    pub fn next(&self, instance: InstanceId) -> Option<Job<I>> {
+        let mut state = self.state.lock();
+        loop {
+            let now = self.clock.now();
+            let planned = state.scheduler.plan(now, instance);
+            self.log_plan(now, instance, &planned);
+            let expired = take_payloads(&mut state, &planned.resolved);
+            if let Next::Run(batch) = planned.next {
+                if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
+                    self.work.notify_one();
+                }
+                let job = job(&state, batch, now);
+                drop(state);
+                answer_expired(expired);
+                return Some(job);
+            }
+            if !expired.is_empty() {
+                MutexGuard::unlocked(&mut state, || answer_expired(expired));
+                continue;
+            }
+            match planned.next {
+                Next::WaitUntil(at) => self.wait_for_work(&mut state, Some(at.since(now))),
+                _ if state.closed => return None,
+                _ => self.wait_for_work(&mut state, None),
+            }
+        }
+    }
+
+    fn log_plan(&self, now: Time, instance: InstanceId, planned: &crate::scheduler::Planned) {
+        if !self.log_events {
+            return;
+        }
+        let batch = match &planned.next {
+            Next::Run(batch) => Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect())),
+            Next::Idle | Next::WaitUntil(_) => None,
+        };
+        self.observer.event(Event::Plan { now, instance, batch });
+    }
+
+    fn wait_for_work(&self, state: &mut MutexGuard<'_, State<I, O>>, at_most: Option<Duration>) {
+        state.waiting_instances += 1;
+        match at_most {
+            Some(wait) => drop(self.work.wait_for(state, wait)),
+            None => self.work.wait(state),
+        }
+        state.waiting_instances -= 1;
+    }
+
+    /// Ends `job` with the model's results, and answers its callers.
+    ///
+    /// Results fewer or more than the batch's entries fail the whole batch: nothing says whose they are.
+    pub fn complete(
+        &self,
+        instance: InstanceId,
+        job: Job<I>,
+        results: Result<Vec<Result<O, ModelError>>, ModelError>,
+        busy: Duration,
+    ) {
+        let size = job.tickets.len();
+        let results = results.and_then(|results| match results.len() {
+            n if n == size => Ok(results),
+            n => Err(ModelError(format!("the model returned {n} results for a batch of {size}"))),
+        });
+        let report = BatchReport { completed: results.is_ok(), busy };
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let verdicts = state.scheduler.complete(now, job.id, report);
+        let payloads = take_payloads(&mut state, &verdicts);
+        if self.log_events {
+            self.observer.event(Event::Complete { now, batch: job.id, report, verdicts });
+        }
+        self.wake_closed_timer(&state);
+        drop(state);
+        // Before the answers, so that a caller who has its answer finds it counted.
+        self.observer.batch_ended(&BatchRecord {
+            instance,
+            size,
+            cost: job.cost,
+            waits: &job.waits,
+            busy,
+            completed: report.completed,
+        });
+        answer_batch(&job, payloads, results);
+    }
+
+    /// Answers what expired, then blocks until something may have; false once closed and drained.
+    /// The timer thread's whole work.
+    pub fn expire(&self) -> bool {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let (verdicts, next) = state.scheduler.expire(now);
+        if self.log_events && !verdicts.is_empty() {
+            self.observer.event(Event::Expire { now, verdicts: verdicts.clone() });
+        }
+        let expired = take_payloads(&mut state, &verdicts);
+        if !expired.is_empty() {
+            drop(state);
+            answer_expired(expired);
+            return true;
+        }
+        if state.closed && state.payloads.is_empty() {
+            return false;
+        }
+        state.timer_wakes = next.unwrap_or(Time::MAX);
+        match next {
+            Some(at) => drop(self.timer.wait_for(&mut state, at.since(now))),
+            None => self.timer.wait(&mut state),
+        }
+        state.timer_wakes = Time::MAX;
+        true
+    }
+
+    /// Takes no more work. What is queued still runs, without waiting for company; then instances end.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.closed = true;
+            state.scheduler.drain();
+            if self.log_events {
+                self.observer.event(Event::Drain);
+            }
+        }
+        drop(state);
+        self.work.notify_all();
+        self.timer.notify_all();
+    }
+
+    /// Closes, and answers everything queued or running with [`Failure::Closed`] at once.
+    pub fn abort(&self) {
+        self.close();
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let payloads = std::mem::take(&mut state.payloads);
+        for &ticket in payloads.keys() {
+            state.scheduler.cancel(now, ticket);
+            if self.log_events {
+                self.observer.event(Event::Cancel { now, ticket });
+            }
+        }
+        drop(state);
+        for payload in payloads.into_values() {
+            (payload.reply)(Err(Failure::Closed));
+        }
+        self.work.notify_all();
+        self.timer.notify_all();
+    }
+
+    /// The timer ends with the last request of a closed batcher.
+    fn wake_closed_timer(&self, state: &State<I, O>) {
+        if state.closed && state.payloads.is_empty() {
+            self.timer.notify_all();
+        }
+    }
+
+    /// Requests waiting, and their summed cost.
+    pub fn queued(&self) -> (usize, u64) {
+        let state = self.state.lock();
+        (state.scheduler.queued(), state.scheduler.queued_cost())
+    }
+
+    /// How long what waits will take at the rate of recent batches; `None` before the first.
+    pub fn predicted_drain(&self) -> Option<Duration> {
+        self.state.lock().scheduler.predicted_drain(self.instances)
+    }
+}
+
+fn job<I, O>(state: &State<I, O>, batch: crate::scheduler::Batch, now: Time) -> Job<I> {
+    let mut job = Job {
+        id: batch.id,
+        inputs: Vec::with_capacity(batch.entries.len()),
+        tickets: Vec::with_capacity(batch.entries.len()),
+        waits: Vec::with_capacity(batch.entries.len()),
+        cost: 0,
+    };
+    for entry in batch.entries {
+        // A planned entry is live, and a live entry has its payload: both leave under the same lock.
+        let Some(payload) = state.payloads.get(&entry.ticket) else { continue };
+        job.inputs.push(Arc::clone(&payload.input));
+        job.tickets.push(entry.ticket);
+        job.waits.push(now.since(entry.arrived));
+        job.cost += u64::from(entry.cost);
+    }
+    job
+}
+
+fn take_payloads<I, O>(
+    state: &mut State<I, O>,
+    verdicts: &[(Ticket, Verdict)],
+) -> Vec<(Ticket, Verdict, Payload<I, O>)> {
+    verdicts
+        .iter()
+        .filter_map(|&(ticket, verdict)| Some((ticket, verdict, state.payloads.remove(&ticket)?)))
+        .collect()
+}
+
+fn answer_expired<I, O>(expired: Vec<(Ticket, Verdict, Payload<I, O>)>) {
+    for (_, verdict, payload) in expired {
+        let failure = if verdict == Verdict::ExpiredRunning {
+            Failure::ExpiredRunning
+        } else {
+            Failure::ExpiredInQueue
+        };
+        (payload.reply)(Err(failure));
+    }
+}
+
+fn answer_batch<I, O>(
+    job: &Job<I>,
+    payloads: Vec<(Ticket, Verdict, Payload<I, O>)>,
+    results: Result<Vec<Result<O, ModelError>>, ModelError>,
+) {
+    match results {
+        Err(error) => {
+            for (_, _, payload) in payloads {
+                (payload.reply)(Err(Failure::Model(error.clone())));
+            }
+        }
+        Ok(results) => {
+            // Verdicts keep the batch's order; entries settled meanwhile are missing from them.
+            let mut payloads = payloads.into_iter().peekable();
+            for (ticket, result) in job.tickets.iter().zip(results) {
+                if let Some((_, _, payload)) = payloads.next_if(|(verdict_of, _, _)| verdict_of == ticket) {
+                    (payload.reply)(result.map_err(Failure::Model));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! An instance's loop (plan, run, complete), and the timer that answers expired requests.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::batcher::Batcher;
+use crate::entry::InstanceId;
+
+/// The model's own words about why it failed, on one input or on a whole batch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelError(pub String);
+
+/// Anything that turns a batch of inputs into as many outputs.
+///
+/// One instance is used by one thread only; it is made on that thread or sent to it.
+pub trait Model: Send {
+    /// What a request brings.
+    type Input: Send + Sync + 'static;
+    /// What its caller gets.
+    type Output: Send + 'static;
+
+    /// One result an input, in order. `Err` fails the whole batch, an `Err` inside fails its item alone.
+    fn run(
+        &mut self,
+        inputs: &[Arc<Self::Input>],
+    ) -> Result<Vec<Result<Self::Output, ModelError>>, ModelError>;
+}
+
+impl<M: Model + ?Sized> Model for Box<M> {
+    type Input = M::Input;
+    type Output = M::Output;
+
+    fn run(
+        &mut self,
+        inputs: &[Arc<Self::Input>],
+    ) -> Result<Vec<Result<Self::Output, ModelError>>, ModelError> {
+        (**self).run(inputs)
+    }
+}
+
+/// The threads of one batcher: one an instance, and the timer.
+pub struct Instances<I, O> {
+    batcher: Arc<Batcher<I, O>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl<I: Send + Sync + 'static, O: Send + 'static> Instances<I, O> {
+    /// Starts one thread a model, named after `name`, and the timer.
+    pub fn spawn<M>(name: &str, batcher: Arc<Batcher<I, O>>, models: Vec<M>) -> io::Result<Self>
+    where
+        M: Model<Input = I, Output = O> + 'static,
+    {
+        let instances = Self { batcher, threads: Mutex::new(Vec::new()) };
+        for (index, model) in models.into_iter().enumerate() {
+            let instance = InstanceId(u32::try_from(index).unwrap_or(u32::MAX));
+            let batcher = Arc::clone(&instances.batcher);
+            instances.start(format!("{name}:{index}"), move || run_instance(&batcher, instance, model))?;
+        }
+        let batcher = Arc::clone(&instances.batcher);
+        instances.start(format!("{name}:timer"), move || while batcher.expire() {})?;
+        Ok(instances)
+    }
+
+    fn start(&self, name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        match Builder::new().name(name).spawn(body) {
+            Ok(thread) => {
+                self.threads.lock().push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.batcher.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes the batcher, lets what is queued run, and waits for the threads to end.
+    pub fn drain(&self) {
+        self.batcher.close();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A model's panic is caught in the loop, so a join can only fail if the loop itself is wrong.
+            drop(thread.join());
+        }
+    }
+}
+
+fn run_instance<M: Model>(batcher: &Batcher<M::Input, M::Output>, instance: InstanceId, mut model: M) {
+    while let Some(job) = batcher.next(instance) {
+        let started = Instant::now();
+        let results = catch_unwind(AssertUnwindSafe(|| model.run(&job.inputs)))
+            .unwrap_or_else(|panic| Err(ModelError(format!("the model panicked: {}", panic_text(&*panic)))));
+        batcher.complete(instance, job, results, started.elapsed());
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,50 @@
+//! What a model format must provide to be served.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use trustformers_batching::Model;
+
+use crate::tensor::{HostTensor, TensorSpec};
+
+/// What a request brings to a model, checked against its [`Signature`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// One tensor a declared input, in the order of declaration.
+    Tensors(Vec<HostTensor>),
+    /// Token ids of one text, special tokens included, already truncated.
+    Tokens(Vec<u32>),
+}
+
+/// One tensor a declared output, in the order of declaration.
+pub type Output = Vec<HostTensor>;
+
+/// One instance of a model of any format.
+pub type DynModel = Box<dyn Model<Input = Input, Output = Output>>;
+
+/// What a model reads and writes.
+#[derive(Debug, Clone)]
+pub enum Signature {
+    /// Tensors in, tensors out.
+    Tensors {
+        /// Inputs of one item.
+        inputs: Vec<TensorSpec>,
+        /// Outputs of one item.
+        outputs: Vec<TensorSpec>,
+    },
+    /// A text in, one embedding out (`f32`, one dimension).
+    Text {
+        /// Turns texts into token ids.
+        tokenizer: Arc<TextTokenizer>,
+        /// Length of the embedding.
+        dimensions: usize,
+    },
+}
+
+/// A model that is ready to run.
+pub struct Loaded {
+    /// What it reads and writes.
+    pub signature: Signature,
+    /// One an instance, warmed up.
+    pub instances: Vec<DynModel>,
+}

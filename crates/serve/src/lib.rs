@@ -1,0 +1,4 @@
+//! The server.
+
+pub mod backend;
+pub mod tensor;
