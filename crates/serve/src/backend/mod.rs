@@ -1,10 +1,12 @@
 //! What a model format must provide to be served.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use trustformers_batching::Model;
 
+pub mod encoder;
+
+pub use self::encoder::TextTokenizer;
 use crate::tensor::{HostTensor, TensorSpec};
 
 /// What a request brings to a model, checked against its [`Signature`].

@@ -1,0 +1,26 @@
+//! Compiles the C++ shim against torch's headers and lets the binary find torch's libraries.
+
+use std::path::PathBuf;
+
+fn main() {
+    // torch-sys found torch through the Python first on PATH and hands its library folder on.
+    println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
+    let lib = PathBuf::from(
+        std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where torch's libraries are"),
+    );
+    let include = lib.with_file_name("include");
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    println!("cargo:rerun-if-changed=src/torch/shim.cc");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("src/torch/shim.cc")
+        .compile("trustformers_shim");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+}

@@ -1,0 +1,33 @@
+//! Safe faces of the C++ shim.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+
+unsafe extern "C" {
+    fn tfs_inference_mode_enter() -> *mut c_void;
+    fn tfs_inference_mode_leave(guard: *mut c_void);
+}
+
+/// While it lives, its thread's tensors record no history and no versions: `c10::InferenceMode`.
+#[derive(Debug)]
+pub struct InferenceMode {
+    guard: *mut c_void,
+    /// The mode is thread-local, so the guard must be dropped on its own thread.
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl InferenceMode {
+    /// Enters inference mode on this thread.
+    #[must_use]
+    pub fn enter() -> Self {
+        // SAFETY: allocates a guard and touches thread-local state only.
+        Self { guard: unsafe { tfs_inference_mode_enter() }, _not_send: PhantomData }
+    }
+}
+
+impl Drop for InferenceMode {
+    fn drop(&mut self) {
+        // SAFETY: `guard` came from `enter` on this same thread (not Send) and is freed once.
+        unsafe { tfs_inference_mode_leave(self.guard) }
+    }
+}
