@@ -122,19 +122,13 @@ enum Place {
     Running,
 }
 
-#[derive(Debug)]
-struct Live {
-    place: Place,
-    deadline: Option<Time>,
-}
-
 /// The state machine: every call takes `now`, and none blocks.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     queue: Queue,
-    /// Every entry that still owes its caller a verdict.
-    live: HashMap<Ticket, Live>,
+    /// Every entry that still owes its caller a verdict, with its deadline.
+    live: HashMap<Ticket, Option<Time>>,
     /// Deadlines of live entries, soonest first: expiry must not search the queue.
     deadlines: BTreeSet<(Time, Ticket)>,
     running: HashMap<BatchId, Vec<Ticket>>,
@@ -191,7 +185,7 @@ impl Scheduler {
         if let Some(deadline) = entry.deadline {
             self.deadlines.insert((deadline, entry.ticket));
         }
-        self.live.insert(entry.ticket, Live { place: Place::Queued, deadline: entry.deadline });
+        self.live.insert(entry.ticket, entry.deadline);
         self.queue.push(entry);
         Ok(())
     }
@@ -224,7 +218,7 @@ impl Scheduler {
 
     /// Forgets an entry whose caller left. True when it was still queued, so that it will never run.
     pub fn cancel(&mut self, _now: Time, ticket: Ticket) -> bool {
-        self.settle(ticket) == Some(Place::Queued) && self.queue.remove(ticket).is_some()
+        self.settle(ticket) == Some(Place::Queued)
     }
 
     /// What `instance`, which is free, does next.
@@ -252,11 +246,6 @@ impl Scheduler {
     fn form_batch(&mut self, shape: crate::entry::ShapeKey) -> Batch {
         let max_cost = self.config.max_batch_cost.unwrap_or(u64::MAX);
         let entries = self.queue.take(shape, self.config.max_batch_size as usize, max_cost);
-        for entry in &entries {
-            if let Some(live) = self.live.get_mut(&entry.ticket) {
-                live.place = Place::Running;
-            }
-        }
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         self.running.insert(id, entries.iter().map(|entry| entry.ticket).collect());
@@ -292,30 +281,27 @@ impl Scheduler {
 
     fn expire_due(&mut self, now: Time) -> Vec<(Ticket, Verdict)> {
         let mut expired = Vec::new();
-        while let Some(&(deadline, ticket)) = self.deadlines.first() {
-            if deadline > now {
-                break;
-            }
+        while let Some(&(deadline, ticket)) = self.deadlines.first()
+            && deadline <= now
+        {
+            // Before settling, which would do it too: the loop ends whatever the other maps hold.
+            self.deadlines.pop_first();
             match self.settle(ticket) {
-                Some(Place::Queued) => {
-                    self.queue.remove(ticket);
-                    expired.push((ticket, Verdict::ExpiredInQueue));
-                }
+                Some(Place::Queued) => expired.push((ticket, Verdict::ExpiredInQueue)),
                 Some(Place::Running) => expired.push((ticket, Verdict::ExpiredRunning)),
-                None => {
-                    self.deadlines.remove(&(deadline, ticket));
-                }
+                None => {}
             }
         }
         expired
     }
 
-    /// Marks a verdict as given; `None` when it already was.
+    /// Ends an entry, which then has no further verdict and never runs; says where it was.
+    /// `None` when it had ended before.
     fn settle(&mut self, ticket: Ticket) -> Option<Place> {
-        let live = self.live.remove(&ticket)?;
-        if let Some(deadline) = live.deadline {
+        if let Some(deadline) = self.live.remove(&ticket)? {
             self.deadlines.remove(&(deadline, ticket));
         }
-        Some(live.place)
+        // What lives and does not wait runs.
+        Some(if self.queue.remove(ticket).is_some() { Place::Queued } else { Place::Running })
     }
 }
