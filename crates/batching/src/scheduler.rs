@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{BatchId, Entry, InstanceId, Ticket};
+use crate::entry::{BatchId, Entry, InstanceId, ShapeKey, Ticket, Urgency};
 use crate::policy::{Dispatch, Mode, Ripe, ripeness};
 use crate::queue::Queue;
 use crate::time::Time;
@@ -225,25 +225,26 @@ impl Scheduler {
     pub fn plan(&mut self, now: Time, _instance: InstanceId) -> Planned {
         let resolved = self.expire_due(now);
         let mut wake: Option<Time> = None;
-        let mut ripe = None;
-        for (shape, group) in self.queue.groups_by_urgency() {
+        // Of the groups that may leave, the one with the most urgent head.
+        let mut first: Option<(&Urgency, ShapeKey)> = None;
+        for (shape, group) in self.queue.groups() {
             match ripeness(&self.config, group, now) {
                 Ripe::At(at) if !self.draining => wake = Some(wake.map_or(at, |wake| wake.min(at))),
                 Ripe::At(_) | Ripe::Now => {
-                    ripe = Some(shape);
-                    break;
+                    let ripe = group.head().map(|head| (head, shape));
+                    first = first.into_iter().chain(ripe).min();
                 }
             }
         }
-        let next = match (ripe, wake) {
-            (Some(shape), _) => Next::Run(self.form_batch(shape)),
+        let next = match (first, wake) {
+            (Some((_, shape)), _) => Next::Run(self.form_batch(shape)),
             (None, Some(at)) => Next::WaitUntil(at),
             (None, None) => Next::Idle,
         };
         Planned { resolved, next }
     }
 
-    fn form_batch(&mut self, shape: crate::entry::ShapeKey) -> Batch {
+    fn form_batch(&mut self, shape: ShapeKey) -> Batch {
         let max_cost = self.config.max_batch_cost.unwrap_or(u64::MAX);
         let entries = self.queue.take(shape, self.config.max_batch_size as usize, max_cost);
         let id = BatchId(self.next_batch);
