@@ -49,11 +49,11 @@ pub enum Rejection {
         limit: u64,
     },
     /// No batch could ever hold it.
-    #[error("the request has {cost} tokens, a batch may have {limit}")]
+    #[error("the request has {cost} tokens, more than the {limit} that ever fit")]
     NeverFits {
         /// The refused entry's cost.
         cost: u32,
-        /// What a batch, or the queue, may hold.
+        /// What a batch or the queue may hold, whichever is less.
         limit: u64,
     },
     /// Its deadline had passed when it was submitted.
