@@ -176,7 +176,8 @@ impl Scheduler {
     /// `None` before the first batch.
     pub fn predicted_drain(&self, instances: usize) -> Option<Duration> {
         let seconds = self.seconds_per_entry? * self.queue.len() as f64 / instances.max(1) as f64;
-        Some(Duration::from_secs_f64(seconds))
+        // Fails only for what is longer than any duration.
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
     /// Admits `entry`, whose ticket must be new, or says at once why not.
