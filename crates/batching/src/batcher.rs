@@ -149,19 +149,34 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         &self,
         submissions: impl IntoIterator<Item = Submission<I, O>>,
     ) -> Vec<Result<Ticket, Rejection>> {
+        // An iterator's steps and the drop of a refused payload are the caller's code: not under the lock.
+        let submissions: Vec<_> = submissions.into_iter().collect();
+        let mut results = Vec::with_capacity(submissions.len());
+        let mut refused = Vec::new();
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let results =
-            submissions.into_iter().map(|submission| self.submit_one(&mut state, now, submission)).collect();
+        for submission in submissions {
+            let admitted = self.admit(&mut state, now, &submission);
+            match &admitted {
+                Ok(ticket) => {
+                    let Submission { input, reply, .. } = submission;
+                    state.payloads.insert(*ticket, Payload { input, reply });
+                }
+                Err(_) => refused.push(submission),
+            }
+            results.push(admitted);
+        }
         self.wake(&state);
+        drop(state);
+        drop(refused);
         results
     }
 
-    fn submit_one(
+    fn admit(
         &self,
         state: &mut State<I, O>,
         now: Time,
-        submission: Submission<I, O>,
+        submission: &Submission<I, O>,
     ) -> Result<Ticket, Rejection> {
         let ticket = Ticket(state.next_ticket);
         state.next_ticket += 1;
@@ -178,9 +193,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         if let Some(entry) = logged {
             self.observer.event(Event::Submit { now, entry, rejection: result.clone().err() });
         }
-        result?;
-        state.payloads.insert(ticket, Payload { input: submission.input, reply: submission.reply });
-        Ok(ticket)
+        result.map(|()| ticket)
     }
 
     /// Wakes one instance, which wakes the next if work remains, and the timer if a deadline came nearer.
