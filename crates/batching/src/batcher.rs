@@ -337,23 +337,27 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
 
     /// Takes no more work. What is queued still runs, without waiting for company; then instances end.
     pub fn close(&self) {
-        let mut state = self.state.lock();
-        if !state.closed {
-            state.closed = true;
-            state.scheduler.drain();
-            if self.log_events {
-                self.observer.event(Event::Drain);
-            }
-        }
-        drop(state);
+        self.stop_admitting(&mut self.state.lock());
         self.work.notify_all();
         self.timer.notify_all();
     }
 
+    fn stop_admitting(&self, state: &mut State<I, O>) {
+        if state.closed {
+            return;
+        }
+        state.closed = true;
+        state.scheduler.drain();
+        if self.log_events {
+            self.observer.event(Event::Drain);
+        }
+    }
+
     /// Closes, and answers everything queued or running with [`Failure::Closed`] at once.
     pub fn abort(&self) {
-        self.close();
         let mut state = self.state.lock();
+        // Under one lock with the cancelling: else free instances would start what waits.
+        self.stop_admitting(&mut state);
         let now = self.clock.now();
         let payloads = std::mem::take(&mut state.payloads);
         for &ticket in payloads.keys() {
@@ -363,11 +367,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             }
         }
         drop(state);
+        self.work.notify_all();
+        self.timer.notify_all();
         for payload in payloads.into_values() {
             (payload.reply)(Err(Failure::Closed));
         }
-        self.work.notify_all();
-        self.timer.notify_all();
     }
 
     /// The timer ends with the last request of a closed batcher.
