@@ -1,6 +1,7 @@
 //! A scheduler and its payloads behind one short mutex: what callers submit to and instances pull from.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,13 @@ pub trait Observer: Send + Sync + 'static {
 struct Payload<I, O> {
     input: Arc<I>,
     reply: Reply<O>,
+}
+
+impl<I, O> Payload<I, O> {
+    fn answer(self, result: Result<O, Failure>) {
+        // A reply that panics must not end the thread that runs it, which owes others their answers.
+        drop(catch_unwind(AssertUnwindSafe(|| (self.reply)(result))));
+    }
 }
 
 struct State<I, O> {
@@ -370,7 +378,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         self.work.notify_all();
         self.timer.notify_all();
         for payload in payloads.into_values() {
-            (payload.reply)(Err(Failure::Closed));
+            payload.answer(Err(Failure::Closed));
         }
     }
 
@@ -429,7 +437,7 @@ fn answer_expired<I, O>(expired: Vec<(Ticket, Verdict, Payload<I, O>)>) {
         } else {
             Failure::ExpiredInQueue
         };
-        (payload.reply)(Err(failure));
+        payload.answer(Err(failure));
     }
 }
 
@@ -441,7 +449,7 @@ fn answer_batch<I, O>(
     match results {
         Err(error) => {
             for (_, _, payload) in payloads {
-                (payload.reply)(Err(Failure::Model(error.clone())));
+                payload.answer(Err(Failure::Model(error.clone())));
             }
         }
         Ok(results) => {
@@ -449,7 +457,7 @@ fn answer_batch<I, O>(
             let mut payloads = payloads.into_iter().peekable();
             for (ticket, result) in job.tickets.iter().zip(results) {
                 if let Some((_, _, payload)) = payloads.next_if(|(verdict_of, _, _)| verdict_of == ticket) {
-                    (payload.reply)(result.map_err(Failure::Model));
+                    payload.answer(result.map_err(Failure::Model));
                 }
             }
         }
