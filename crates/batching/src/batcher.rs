@@ -248,6 +248,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
                 return Some(job);
             }
             if !expired.is_empty() {
+                self.wake_closed_timer(&state);
                 MutexGuard::unlocked(&mut state, || answer_expired(expired));
                 continue;
             }
