@@ -126,4 +126,9 @@ impl Queue {
         self.cost -= cost;
         taken
     }
+
+    #[cfg(test)]
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.groups.is_empty() && self.places.is_empty() && self.cost == 0
+    }
 }

@@ -306,4 +306,13 @@ impl Scheduler {
         // What lives and does not wait runs.
         Some(if self.queue.remove(ticket).is_some() { Place::Queued } else { Place::Running })
     }
+
+    /// Whether it remembers nothing of any entry: what ended must leave no trace.
+    #[cfg(test)]
+    pub(crate) fn remembers_nothing(&self) -> bool {
+        self.queue.holds_nothing()
+            && self.live.is_empty()
+            && self.deadlines.is_empty()
+            && self.running.is_empty()
+    }
 }

@@ -1,0 +1,5 @@
+//! Tests as specifications: exact times for decisions, real threads only for the batcher.
+
+mod model;
+mod properties;
+mod scheduler;
