@@ -400,6 +400,13 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     pub fn predicted_drain(&self) -> Option<Duration> {
         self.state.lock().scheduler.predicted_drain(self.instances)
     }
+
+    /// Whether nothing of any request is kept: what ended must leave no trace.
+    #[cfg(test)]
+    pub(crate) fn remembers_nothing(&self) -> bool {
+        let state = self.state.lock();
+        state.payloads.is_empty() && state.scheduler.remembers_nothing()
+    }
 }
 
 fn job<I, O>(state: &State<I, O>, batch: crate::scheduler::Batch, now: Time) -> Job<I> {
