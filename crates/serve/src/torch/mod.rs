@@ -2,4 +2,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod attention;
+mod guard;
+pub mod linear;
+pub mod mapped;
 pub mod shim;
