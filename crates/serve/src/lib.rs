@@ -1,5 +1,6 @@
 //! The server.
 
 pub mod backend;
+pub mod config;
 pub mod tensor;
 pub mod torch;
