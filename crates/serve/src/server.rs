@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::app::{self, App, AppError};
 use crate::config::Settings;
-use crate::registry::State;
+use crate::registry::{State, Version};
 use crate::torch::device::{self, DeviceError};
 
 /// Why a server did not start, or did not become ready.
@@ -122,25 +122,40 @@ impl Server {
     /// that still load at the end of `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), StartError> {
         let deadline = Instant::now() + timeout;
-        loop {
-            let mut waiting = Vec::new();
-            for version in self.app.registry.versions().filter(|version| version.source().settings.load) {
-                match version.state() {
-                    State::Ready => {}
-                    State::Failed(reason) => {
-                        let (model, name) = (version.model(), version.name());
-                        return Err(StartError::NotReady(format!("model \"{model}\" version \"{name}\": {reason}")));
-                    }
-                    _ => waiting.push(format!("\"{}\"", version.model())),
-                }
+        while self.loading().next().is_some() {
+            if let Some(failure) = self.first_failure() {
+                return Err(StartError::NotReady(failure));
             }
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline || self.stopped.wait_until(Some(Instant::now() + POLL)) {
+            if Instant::now() >= deadline || self.wait(POLL) {
+                let waiting: Vec<_> = self.loading().map(|version| format!("\"{}\"", version.model())).collect();
                 return Err(StartError::NotReady(format!("still loading: {}", waiting.join(", "))));
             }
         }
+        self.first_failure().map_or(Ok(()), |failure| Err(StartError::NotReady(failure)))
+    }
+
+    /// Waits until every model that loads at start answers or has failed; false when the server stopped first.
+    pub fn wait_settled(&self) -> bool {
+        while self.loading().next().is_some() {
+            if self.wait(POLL) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn loading(&self) -> impl Iterator<Item = &Arc<Version>> {
+        let at_start = self.app.registry.versions().filter(|version| version.source().settings.load);
+        at_start.filter(|version| matches!(version.state(), State::Unloaded | State::Loading))
+    }
+
+    fn first_failure(&self) -> Option<String> {
+        self.app.registry.versions().find_map(|version| match version.state() {
+            State::Failed(reason) => {
+                Some(format!("model \"{}\" version \"{}\": {reason}", version.model(), version.name()))
+            }
+            _ => None,
+        })
     }
 
     /// Whether it has not stopped.

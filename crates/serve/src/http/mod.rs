@@ -6,6 +6,7 @@ pub mod error;
 mod health;
 mod infer;
 mod models;
+pub(crate) use self::models::describe;
 mod openai;
 mod predict;
 pub mod request_id;

@@ -10,7 +10,7 @@ use trustformers_batching::replay::Event;
 
 /// The log of one loaded model version; its file is complete once this is dropped.
 #[derive(Debug)]
-pub struct EventLog {
+pub(super) struct EventLog {
     /// `None` only while it is dropped: the writer ends when the sender is gone.
     events: Option<SyncSender<Event>>,
     writer: Option<JoinHandle<()>>,
@@ -21,7 +21,7 @@ const BACKLOG: usize = 1 << 16;
 
 impl EventLog {
     /// Opens `DIRECTORY/MODEL-VERSION.jsonl`, replacing an older one.
-    pub fn create(directory: &Path, model: &str, version: &str) -> io::Result<Self> {
+    pub(super) fn create(directory: &Path, model: &str, version: &str) -> io::Result<Self> {
         create_dir_all(directory)?;
         let path = directory.join(format!("{model}-{version}.jsonl"));
         let file = BufWriter::new(File::create(&path)?);
@@ -33,7 +33,7 @@ impl EventLog {
     }
 
     /// Hands one event to the writer.
-    pub fn push(&self, event: Event) {
+    pub(super) fn push(&self, event: Event) {
         if let Some(events) = &self.events {
             // Fails only when the writer gave up on a full disk, which it has logged.
             drop(events.send(event));

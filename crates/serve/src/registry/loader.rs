@@ -52,27 +52,27 @@ fn read(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, 
     match source.format {
         Format::Torchscript => torchscript(source, &source.path, &settings.inputs, &settings.outputs, threads, device),
         Format::Huggingface => huggingface(source, &source.path, threads, device),
-        Format::Builtin => match builtin::find(source.model()) {
-            _ if settings.delay.is_some() => {
-                let delay = settings.delay.unwrap_or_default();
+        Format::Builtin => match settings.delay {
+            Some(delay) => {
                 let (batch_time, item_time) = (delay.batch_time, delay.item_time);
                 Ok(delay::load(&DelayOptions { batch_time, item_time, instances: settings.instances }))
             }
-            None => Err(format!("there is no built-in model \"{}\"", source.model())),
-            Some(model) => {
-                let path = source.path.join(model.file);
-                if !path.exists() {
-                    return Err(format!(
-                        "{} is not there: make the built-in models with `python -m trustformers_serve.builtin`",
-                        path.display()
-                    ));
-                }
-                match model.format {
-                    Format::Huggingface => huggingface(source, &path, threads, device),
-                    _ => torchscript(source, &path, &model.inputs, &model.outputs, threads, device),
-                }
-            }
+            None => read_builtin(source, threads, device),
         },
+    }
+}
+
+fn read_builtin(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+    let model = builtin::find(source.model())
+        .ok_or_else(|| format!("there is no built-in model \"{}\"", source.model()))?;
+    let path = source.path.join(model.file);
+    if !path.exists() {
+        let path = path.display();
+        return Err(format!("{path} is not there: `python -m trustformers_serve.builtin` makes the built-in models"));
+    }
+    match model.format {
+        Format::Huggingface => huggingface(source, &path, threads, device),
+        _ => torchscript(source, &path, &model.inputs, &model.outputs, threads, device),
     }
 }
 

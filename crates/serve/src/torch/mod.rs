@@ -7,3 +7,4 @@ mod guard;
 pub mod linear;
 pub mod mapped;
 pub mod shim;
+pub mod device;

@@ -51,7 +51,7 @@ pub struct Call {
 }
 
 /// Parses a body in whatever format `deserializer` reads.
-pub fn parse<'de, D: Deserializer<'de>>(
+pub(super) fn parse<'de, D: Deserializer<'de>>(
     deserializer: D,
     expect: Expect<'_>,
     target: Target,

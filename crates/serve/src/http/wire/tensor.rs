@@ -13,7 +13,7 @@ use crate::tensor::{DType, HostTensor, TensorSpec};
 ///
 /// What does not fit is remembered, not raised: the parser goes on, so that one bad item of many is
 /// reported beside its neighbours' results.
-pub struct TensorBuilder<'a> {
+pub(super) struct TensorBuilder<'a> {
     spec: &'a TensorSpec,
     /// Sizes seen so far, one a declared dimension.
     shape: Vec<Option<usize>>,
@@ -23,7 +23,7 @@ pub struct TensorBuilder<'a> {
 
 impl<'a> TensorBuilder<'a> {
     /// An empty tensor for `spec`.
-    pub fn new(spec: &'a TensorSpec) -> Self {
+    pub(super) fn new(spec: &'a TensorSpec) -> Self {
         let elements: usize = spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).product();
         Self {
             spec,
@@ -35,9 +35,9 @@ impl<'a> TensorBuilder<'a> {
     }
 
     /// The tensor, or why what came does not fit the declaration.
-    pub fn finish(self) -> Result<HostTensor, String> {
+    pub(super) fn finish(mut self) -> Result<HostTensor, String> {
         let shape: Vec<usize> = self.shape.iter().map(|dim| dim.unwrap_or(0)).collect();
-        if let Some(misfit) = self.misfit {
+        if let Some(misfit) = self.misfit.take() {
             return Err(format!("input \"{}\": expected {}, got {misfit}", self.spec.name, self.expected()));
         }
         let fits = shape.iter().zip(&self.spec.shape).all(|(&got, &want)| match usize::try_from(want) {
@@ -138,14 +138,14 @@ impl<'a> TensorBuilder<'a> {
 }
 
 /// Parses what stands at one depth of nesting into a builder.
-pub struct Level<'b, 'a> {
+pub(super) struct Level<'b, 'a> {
     builder: &'b mut TensorBuilder<'a>,
     depth: usize,
 }
 
 impl<'b, 'a> Level<'b, 'a> {
     /// The whole tensor.
-    pub fn outermost(builder: &'b mut TensorBuilder<'a>) -> Self {
+    pub(super) fn outermost(builder: &'b mut TensorBuilder<'a>) -> Self {
         Self { builder, depth: 0 }
     }
 
