@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+pub mod device;
 mod guard;
 pub mod linear;
 pub mod mapped;
 pub mod shim;
-pub mod device;
