@@ -155,6 +155,10 @@ fn unknown_keys_name_file_line_key_and_the_nearest() {
             "serve.toml:2: unknown key `models.delay.batching.batch_size`; \
              did you mean `models.delay.batching.max_batch_size`?",
         ),
+        (
+            "[server]\nmax_batch_size = 1",
+            "serve.toml:2: unknown key `server.max_batch_size`; did you mean `batching.max_batch_size`?",
+        ),
         ("[logging]\nzzz = 1", "serve.toml:2: unknown key `logging.zzz`; the keys here are level, format"),
         (
             "[models.\"a.b\"]\npath = 'a.pt'\ninstance = 2",
