@@ -48,7 +48,7 @@ fn fail(message: impl fmt::Display) -> u8 {
 }
 
 fn perform(cli: &Cli) -> Result<u8, String> {
-    let mut settings = cli.settings(std::env::vars()).map_err(|error| error.to_string())?;
+    let mut settings = cli.settings(environment()).map_err(|error| error.to_string())?;
     match cli.action() {
         Action::Validate => say(&cli.validation_line(&settings)),
         Action::PrintConfig => say(settings.to_toml().trim_end()),
@@ -61,6 +61,11 @@ fn perform(cli: &Cli) -> Result<u8, String> {
         }
         Action::Serve => serve(&settings),
     }
+}
+
+/// Variables that are not text cannot be settings.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// A closed pipe, as of `| head`, is not an error.
