@@ -65,7 +65,8 @@ fn perform(cli: &Cli) -> Result<u8, String> {
 
 /// Variables that are not text cannot be settings.
 fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// A closed pipe, as of `| head`, is not an error.
@@ -83,7 +84,11 @@ fn log_to_stderr(logging: &LoggingSettings) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
     // Fails where a subscriber is installed already: in a Python process that served before.
     drop(match logging.format {
         LogFormat::Text => builder.try_init(),
