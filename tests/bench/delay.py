@@ -24,7 +24,7 @@ def run(options: Options) -> Report:
     with ExitStack() as stack:
         own = stack.enter_context(server(options, "delay"))
         base = own.wait_url()
-        own.wait_answer(f"{base}/health/ready")
+        own.wait_ready(base)
         contenders = [Contender(contest.SERVER, own, f"{base}/models/delay/predict")]
         contenders += contest.start_peers(stack, "delay")
         body = contest.write_body("delay", {"data": _item(base)})

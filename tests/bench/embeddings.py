@@ -46,7 +46,7 @@ def run(options: Options) -> Report:
         peer = stack.enter_context(Reference("sentence-transformers", ["encode", model, listed, str(CORES)]))
         own = stack.enter_context(server(options, "minilm"))
         base = own.wait_url()
-        own.wait_answer(f"{base}/health/ready")
+        own.wait_ready(base)
         url = f"{base}/v1/embeddings"
         _check(own, url, texts[0], peer.hello["output"])
         bare = stack.enter_context(echo(options))

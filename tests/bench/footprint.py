@@ -48,7 +48,7 @@ def run(options: Options) -> Report:
 def _start_server(options: Options, config: str, route: str, body: bytes) -> Start:
     with server(options, config) as program:
         base = program.wait_url()
-        program.wait_answer(f"{base}/health/ready")
+        program.wait_ready(base)
         ready = time.perf_counter() - program.started
         program.wait_answer(base + route, body)
         answered = time.perf_counter() - program.started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -138,6 +139,19 @@ class Program:
         raise BenchError(
             f"{self.name}: {url} answered {answer} for {timeout_seconds:.0f} s\n{self.log_tail()}"
         )
+
+    def wait_ready(self, base: str, timeout_seconds: float = 180) -> None:
+        """Waits until this server's model is loaded; raises at once with the reason when loading failed."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            self.check_alive()
+            status, answer = fetch(f"{base}/health/ready")
+            if status == 200:
+                return
+            if json.loads(answer)["status"] == "failed":
+                raise BenchError(f"{self.name}: {answer.decode(errors='replace')}")
+            time.sleep(_POLL_SECONDS)
+        raise BenchError(f"{self.name} is not ready after {timeout_seconds:.0f} s:\n{self.log_tail()}")
 
     def end(self) -> None:
         """SIGTERM to the process, then SIGKILL to whatever is left of its session."""

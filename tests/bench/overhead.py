@@ -29,7 +29,7 @@ def run(options: Options) -> Report:
 
         own = stack.enter_context(server(options, "mlp"))
         base = own.wait_url()
-        own.wait_answer(f"{base}/health/ready")
+        own.wait_ready(base)
         contenders.append(Contender(contest.SERVER, own, f"{base}/models/mlp/predict"))
 
         contenders += contest.start_peers(stack, model)
