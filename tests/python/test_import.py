@@ -54,7 +54,9 @@ def test_a_missing_torch_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 
 def test_another_torch_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.0")
-    with pytest.raises(ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"):
+    with pytest.raises(
+        ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"
+    ):
         _libtorch.load()
 
 
