@@ -19,7 +19,8 @@ from trustformers_serve._codec import MSGPACK, Reply
 
 def test_predict_agrees_with_torch(client: ts.Client) -> None:
     item = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    expected = torch.jit.load(str(BUILTIN_MODELS / "mlp.pt"))(item[None])[0].numpy()  # pyright: ignore
+    model: Any = torch.jit.load(str(BUILTIN_MODELS / "mlp.pt"))  # pyright: ignore[reportPrivateImportUsage, reportUnknownVariableType]
+    expected: Any = model(item[None])[0].numpy()
     out = client.predict("mlp", item.numpy())
     assert isinstance(out, np.ndarray)
     np.testing.assert_allclose(out, expected, atol=1e-5)
