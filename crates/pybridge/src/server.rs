@@ -6,8 +6,8 @@ use std::time::Instant;
 use pyo3::prelude::*;
 use trustformers_serve::server;
 
-use crate::{config, error};
 use crate::interrupt::{POLL, interruptible, seconds};
+use crate::{config, error};
 
 /// A server that runs on threads of its own in this process.
 #[pyclass(frozen, module = "trustformers_serve._core")]
