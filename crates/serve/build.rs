@@ -5,19 +5,19 @@ use std::path::PathBuf;
 fn main() {
     // torch-sys found torch through the Python first on PATH and hands its library folder on.
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    let lib = PathBuf::from(
-        std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where torch's libraries are"),
-    );
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        panic!("torch-sys does not tell where torch's libraries are");
+    };
     let include = lib.with_file_name("include");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    println!("cargo:rerun-if-changed=src/torch/shim.cc");
+    println!("cargo:rerun-if-changed=src/torch");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/torch/shim.cc")
+        .files(["attention", "linear", "mapped", "shim"].map(|unit| format!("src/torch/{unit}.cc")))
         .compile("trustformers_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     for library in ["torch_cpu", "c10"] {

@@ -1,6 +1,7 @@
 //! A scheduler and its payloads behind one short mutex: what callers submit to and instances pull from.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,13 @@ struct Payload<I, O> {
     reply: Reply<O>,
 }
 
+impl<I, O> Payload<I, O> {
+    fn answer(self, result: Result<O, Failure>) {
+        // A reply that panics must not end the thread that runs it, which owes others their answers.
+        drop(catch_unwind(AssertUnwindSafe(|| (self.reply)(result))));
+    }
+}
+
 struct State<I, O> {
     scheduler: Scheduler,
     payloads: HashMap<Ticket, Payload<I, O>>,
@@ -149,19 +157,34 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         &self,
         submissions: impl IntoIterator<Item = Submission<I, O>>,
     ) -> Vec<Result<Ticket, Rejection>> {
+        // An iterator's steps and the drop of a refused payload are the caller's code: not under the lock.
+        let submissions: Vec<_> = submissions.into_iter().collect();
+        let mut results = Vec::with_capacity(submissions.len());
+        let mut refused = Vec::new();
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let results =
-            submissions.into_iter().map(|submission| self.submit_one(&mut state, now, submission)).collect();
+        for submission in submissions {
+            let admitted = self.admit(&mut state, now, &submission);
+            match &admitted {
+                Ok(ticket) => {
+                    let Submission { input, reply, .. } = submission;
+                    state.payloads.insert(*ticket, Payload { input, reply });
+                }
+                Err(_) => refused.push(submission),
+            }
+            results.push(admitted);
+        }
         self.wake(&state);
+        drop(state);
+        drop(refused);
         results
     }
 
-    fn submit_one(
+    fn admit(
         &self,
         state: &mut State<I, O>,
         now: Time,
-        submission: Submission<I, O>,
+        submission: &Submission<I, O>,
     ) -> Result<Ticket, Rejection> {
         let ticket = Ticket(state.next_ticket);
         state.next_ticket += 1;
@@ -178,9 +201,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         if let Some(entry) = logged {
             self.observer.event(Event::Submit { now, entry, rejection: result.clone().err() });
         }
-        result?;
-        state.payloads.insert(ticket, Payload { input: submission.input, reply: submission.reply });
-        Ok(ticket)
+        result.map(|()| ticket)
     }
 
     /// Wakes one instance, which wakes the next if work remains, and the timer if a deadline came nearer.
@@ -227,6 +248,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
                 return Some(job);
             }
             if !expired.is_empty() {
+                self.wake_closed_timer(&state);
                 MutexGuard::unlocked(&mut state, || answer_expired(expired));
                 continue;
             }
@@ -324,23 +346,27 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
 
     /// Takes no more work. What is queued still runs, without waiting for company; then instances end.
     pub fn close(&self) {
-        let mut state = self.state.lock();
-        if !state.closed {
-            state.closed = true;
-            state.scheduler.drain();
-            if self.log_events {
-                self.observer.event(Event::Drain);
-            }
-        }
-        drop(state);
+        self.stop_admitting(&mut self.state.lock());
         self.work.notify_all();
         self.timer.notify_all();
     }
 
+    fn stop_admitting(&self, state: &mut State<I, O>) {
+        if state.closed {
+            return;
+        }
+        state.closed = true;
+        state.scheduler.drain();
+        if self.log_events {
+            self.observer.event(Event::Drain);
+        }
+    }
+
     /// Closes, and answers everything queued or running with [`Failure::Closed`] at once.
     pub fn abort(&self) {
-        self.close();
         let mut state = self.state.lock();
+        // Under one lock with the cancelling: else free instances would start what waits.
+        self.stop_admitting(&mut state);
         let now = self.clock.now();
         let payloads = std::mem::take(&mut state.payloads);
         for &ticket in payloads.keys() {
@@ -350,11 +376,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             }
         }
         drop(state);
-        for payload in payloads.into_values() {
-            (payload.reply)(Err(Failure::Closed));
-        }
         self.work.notify_all();
         self.timer.notify_all();
+        for payload in payloads.into_values() {
+            payload.answer(Err(Failure::Closed));
+        }
     }
 
     /// The timer ends with the last request of a closed batcher.
@@ -373,6 +399,13 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// How long what waits will take at the rate of recent batches; `None` before the first.
     pub fn predicted_drain(&self) -> Option<Duration> {
         self.state.lock().scheduler.predicted_drain(self.instances)
+    }
+
+    /// Whether nothing of any request is kept: what ended must leave no trace.
+    #[cfg(test)]
+    pub(crate) fn remembers_nothing(&self) -> bool {
+        let state = self.state.lock();
+        state.payloads.is_empty() && state.scheduler.remembers_nothing()
     }
 }
 
@@ -412,7 +445,7 @@ fn answer_expired<I, O>(expired: Vec<(Ticket, Verdict, Payload<I, O>)>) {
         } else {
             Failure::ExpiredInQueue
         };
-        (payload.reply)(Err(failure));
+        payload.answer(Err(failure));
     }
 }
 
@@ -424,7 +457,7 @@ fn answer_batch<I, O>(
     match results {
         Err(error) => {
             for (_, _, payload) in payloads {
-                (payload.reply)(Err(Failure::Model(error.clone())));
+                payload.answer(Err(Failure::Model(error.clone())));
             }
         }
         Ok(results) => {
@@ -432,7 +465,7 @@ fn answer_batch<I, O>(
             let mut payloads = payloads.into_iter().peekable();
             for (ticket, result) in job.tickets.iter().zip(results) {
                 if let Some((_, _, payload)) = payloads.next_if(|(verdict_of, _, _)| verdict_of == ticket) {
-                    (payload.reply)(result.map_err(Failure::Model));
+                    payload.answer(result.map_err(Failure::Model));
                 }
             }
         }

@@ -45,7 +45,9 @@ impl<M: Model + ?Sized> Model for Box<M> {
 }
 
 /// The threads of one batcher: one an instance, and the timer.
-pub struct Instances<I, O> {
+///
+/// Dropped without [`Instances::drain`], it aborts the batcher and leaves the threads to end by themselves.
+pub struct Instances<I: Send + Sync + 'static, O: Send + 'static> {
     batcher: Arc<Batcher<I, O>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -68,26 +70,25 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Instances<I, O> {
     }
 
     fn start(&self, name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        match Builder::new().name(name).spawn(body) {
-            Ok(thread) => {
-                self.threads.lock().push(thread);
-                Ok(())
-            }
-            Err(error) => {
-                self.batcher.abort();
-                Err(error)
-            }
-        }
+        let thread = Builder::new().name(name).spawn(body)?;
+        self.threads.lock().push(thread);
+        Ok(())
     }
 
     /// Closes the batcher, lets what is queued run, and waits for the threads to end.
     pub fn drain(&self) {
         self.batcher.close();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+        // Held while joining, so that a second caller waits too.
+        for thread in self.threads.lock().drain(..) {
             // A model's panic is caught in the loop, so a join can only fail if the loop itself is wrong.
             drop(thread.join());
         }
+    }
+}
+
+impl<I: Send + Sync + 'static, O: Send + 'static> Drop for Instances<I, O> {
+    fn drop(&mut self) {
+        self.batcher.abort();
     }
 }
 

@@ -27,6 +27,9 @@ pub mod replay;
 pub mod scheduler;
 pub mod time;
 
+#[cfg(test)]
+mod tests;
+
 pub use batcher::{Batcher, Failure, Observer, Reply, Submission};
 pub use driver::{Instances, Model, ModelError};
 pub use entry::{BatchId, Entry, InstanceId, Priority, ShapeKey, Ticket};

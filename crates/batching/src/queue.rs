@@ -35,7 +35,8 @@ impl Group {
         self.by_arrival.first().map_or(Time::MAX, |&(arrived, _)| arrived)
     }
 
-    fn head(&self) -> Option<&Urgency> {
+    /// The urgency of the entry that leaves first; `None` for an empty group.
+    pub fn head(&self) -> Option<&Urgency> {
         self.by_urgency.first_key_value().map(|(urgency, _)| urgency)
     }
 
@@ -77,11 +78,9 @@ impl Queue {
         self.cost
     }
 
-    /// Groups with their shapes, the one with the most urgent head first.
-    pub fn groups_by_urgency(&self) -> Vec<(ShapeKey, &Group)> {
-        let mut groups: Vec<_> = self.groups.iter().map(|(&shape, group)| (shape, group)).collect();
-        groups.sort_unstable_by_key(|(_, group)| group.head().copied());
-        groups
+    /// Groups with their shapes, in no order.
+    pub fn groups(&self) -> impl Iterator<Item = (ShapeKey, &Group)> {
+        self.groups.iter().map(|(&shape, group)| (shape, group))
     }
 
     /// Adds an entry whose ticket is not in the queue.
@@ -126,5 +125,10 @@ impl Queue {
         }
         self.cost -= cost;
         taken
+    }
+
+    #[cfg(test)]
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.groups.is_empty() && self.places.is_empty() && self.cost == 0
     }
 }

@@ -11,7 +11,7 @@ use crate::time::Time;
 #[serde(tag = "event", rename_all = "snake_case")]
 #[allow(missing_docs)] // the fields are the arguments of the scheduler's methods of the same names
 pub enum Event {
-    /// First in a log.
+    /// First in a log; a later one begins a new scheduler, as where a restarted server appends.
     Start { config: SchedulerConfig },
     /// `submit`, with its answer.
     Submit { now: Time, entry: Entry, rejection: Option<Rejection> },
@@ -78,7 +78,10 @@ pub fn replay(events: impl IntoIterator<Item = Event>) -> Result<Replayed, Diver
 /// Makes the call that `event` logs; returns the event with the answers of `scheduler`.
 fn call(scheduler: &mut Scheduler, event: &Event) -> Event {
     match event {
-        Event::Start { config } => Event::Start { config: config.clone() },
+        Event::Start { config } => {
+            *scheduler = Scheduler::new(config.clone());
+            event.clone()
+        }
         Event::Submit { now, entry, .. } => Event::Submit {
             now: *now,
             entry: entry.clone(),

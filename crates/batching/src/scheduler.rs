@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{BatchId, Entry, InstanceId, Ticket};
+use crate::entry::{BatchId, Entry, InstanceId, ShapeKey, Ticket, Urgency};
 use crate::policy::{Dispatch, Mode, Ripe, ripeness};
 use crate::queue::Queue;
 use crate::time::Time;
@@ -49,11 +49,11 @@ pub enum Rejection {
         limit: u64,
     },
     /// No batch could ever hold it.
-    #[error("the request has {cost} tokens, a batch may have {limit}")]
+    #[error("the request has {cost} tokens, more than the {limit} that ever fit")]
     NeverFits {
         /// The refused entry's cost.
         cost: u32,
-        /// What a batch, or the queue, may hold.
+        /// What a batch or the queue may hold, whichever is less.
         limit: u64,
     },
     /// Its deadline had passed when it was submitted.
@@ -122,19 +122,13 @@ enum Place {
     Running,
 }
 
-#[derive(Debug)]
-struct Live {
-    place: Place,
-    deadline: Option<Time>,
-}
-
 /// The state machine: every call takes `now`, and none blocks.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     queue: Queue,
-    /// Every entry that still owes its caller a verdict.
-    live: HashMap<Ticket, Live>,
+    /// Every entry that still owes its caller a verdict, with its deadline.
+    live: HashMap<Ticket, Option<Time>>,
     /// Deadlines of live entries, soonest first: expiry must not search the queue.
     deadlines: BTreeSet<(Time, Ticket)>,
     running: HashMap<BatchId, Vec<Ticket>>,
@@ -182,7 +176,8 @@ impl Scheduler {
     /// `None` before the first batch.
     pub fn predicted_drain(&self, instances: usize) -> Option<Duration> {
         let seconds = self.seconds_per_entry? * self.queue.len() as f64 / instances.max(1) as f64;
-        Some(Duration::from_secs_f64(seconds))
+        // Fails only for what is longer than any duration.
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
     /// Admits `entry`, whose ticket must be new, or says at once why not.
@@ -191,7 +186,7 @@ impl Scheduler {
         if let Some(deadline) = entry.deadline {
             self.deadlines.insert((deadline, entry.ticket));
         }
-        self.live.insert(entry.ticket, Live { place: Place::Queued, deadline: entry.deadline });
+        self.live.insert(entry.ticket, entry.deadline);
         self.queue.push(entry);
         Ok(())
     }
@@ -224,39 +219,35 @@ impl Scheduler {
 
     /// Forgets an entry whose caller left. True when it was still queued, so that it will never run.
     pub fn cancel(&mut self, _now: Time, ticket: Ticket) -> bool {
-        self.settle(ticket) == Some(Place::Queued) && self.queue.remove(ticket).is_some()
+        self.settle(ticket) == Some(Place::Queued)
     }
 
     /// What `instance`, which is free, does next.
     pub fn plan(&mut self, now: Time, _instance: InstanceId) -> Planned {
         let resolved = self.expire_due(now);
         let mut wake: Option<Time> = None;
-        let mut ripe = None;
-        for (shape, group) in self.queue.groups_by_urgency() {
+        // Of the groups that may leave, the one with the most urgent head.
+        let mut first: Option<(&Urgency, ShapeKey)> = None;
+        for (shape, group) in self.queue.groups() {
             match ripeness(&self.config, group, now) {
                 Ripe::At(at) if !self.draining => wake = Some(wake.map_or(at, |wake| wake.min(at))),
                 Ripe::At(_) | Ripe::Now => {
-                    ripe = Some(shape);
-                    break;
+                    let ripe = group.head().map(|head| (head, shape));
+                    first = first.into_iter().chain(ripe).min();
                 }
             }
         }
-        let next = match (ripe, wake) {
-            (Some(shape), _) => Next::Run(self.form_batch(shape)),
+        let next = match (first, wake) {
+            (Some((_, shape)), _) => Next::Run(self.form_batch(shape)),
             (None, Some(at)) => Next::WaitUntil(at),
             (None, None) => Next::Idle,
         };
         Planned { resolved, next }
     }
 
-    fn form_batch(&mut self, shape: crate::entry::ShapeKey) -> Batch {
+    fn form_batch(&mut self, shape: ShapeKey) -> Batch {
         let max_cost = self.config.max_batch_cost.unwrap_or(u64::MAX);
         let entries = self.queue.take(shape, self.config.max_batch_size as usize, max_cost);
-        for entry in &entries {
-            if let Some(live) = self.live.get_mut(&entry.ticket) {
-                live.place = Place::Running;
-            }
-        }
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         self.running.insert(id, entries.iter().map(|entry| entry.ticket).collect());
@@ -292,30 +283,36 @@ impl Scheduler {
 
     fn expire_due(&mut self, now: Time) -> Vec<(Ticket, Verdict)> {
         let mut expired = Vec::new();
-        while let Some(&(deadline, ticket)) = self.deadlines.first() {
-            if deadline > now {
-                break;
-            }
+        while let Some(&(deadline, ticket)) = self.deadlines.first()
+            && deadline <= now
+        {
+            // Before settling, which would do it too: the loop ends whatever the other maps hold.
+            self.deadlines.pop_first();
             match self.settle(ticket) {
-                Some(Place::Queued) => {
-                    self.queue.remove(ticket);
-                    expired.push((ticket, Verdict::ExpiredInQueue));
-                }
+                Some(Place::Queued) => expired.push((ticket, Verdict::ExpiredInQueue)),
                 Some(Place::Running) => expired.push((ticket, Verdict::ExpiredRunning)),
-                None => {
-                    self.deadlines.remove(&(deadline, ticket));
-                }
+                None => {}
             }
         }
         expired
     }
 
-    /// Marks a verdict as given; `None` when it already was.
+    /// Ends an entry, which then has no further verdict and never runs; says where it was.
+    /// `None` when it had ended before.
     fn settle(&mut self, ticket: Ticket) -> Option<Place> {
-        let live = self.live.remove(&ticket)?;
-        if let Some(deadline) = live.deadline {
+        if let Some(deadline) = self.live.remove(&ticket)? {
             self.deadlines.remove(&(deadline, ticket));
         }
-        Some(live.place)
+        // What lives and does not wait runs.
+        Some(if self.queue.remove(ticket).is_some() { Place::Queued } else { Place::Running })
+    }
+
+    /// Whether it remembers nothing of any entry: what ended must leave no trace.
+    #[cfg(test)]
+    pub(crate) fn remembers_nothing(&self) -> bool {
+        self.queue.holds_nothing()
+            && self.live.is_empty()
+            && self.deadlines.is_empty()
+            && self.running.is_empty()
     }
 }

@@ -1,1 +1,41 @@
+//! The Python extension `trustformers_serve._core`: converts, releases the GIL, calls.
+//!
+//! Invariants, those about absences first:
+//! - No decision is taken here: what a key, a flag or a state means is known to `trustformers_serve`.
+//! - The GIL is never held while Rust is waited for, and a wait of any length can be interrupted by
+//!   the interpreter's signal handlers ([`interrupt`]).
+//! - Exceptions are the classes of `trustformers_serve.errors`, with the server's own message.
+//!
+//! Code map:
+//! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
+//! - [`server`]: `Server`, a running server in this process
+//! - [`cli`]: `run_cli`, the command line
+//! - [`value`]: Python values to TOML values and back
+//! - [`interrupt`]: waiting without the GIL and with Ctrl-C
 
+use pyo3::prelude::*;
+
+mod cli;
+mod config;
+mod error;
+mod interrupt;
+mod server;
+mod value;
+
+/// What Python imports as `trustformers_serve._core`.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::cli::run_cli;
+    #[pymodule_export]
+    use super::config::{known_keys, parse_toml, to_toml, validate_toml};
+    #[pymodule_export]
+    use super::server::Server;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,5 +1,31 @@
-//! The server.
+//! An inference server on LibTorch.
+//!
+//! Invariants, those about absences first:
+//! - Nothing here decides what is batched with what: that is `trustformers_batching`.
+//! - No process globals: two servers live in one process. Only [`commands`] installs signal handlers and
+//!   a subscriber of log lines.
+//! - No lock is held across an await; nothing that blocks runs on the async runtime's workers.
+//! - `unsafe` stands in [`torch`] only.
+//!
+//! Code map:
+//! - [`cli`], [`commands`]: the command line, and what it does
+//! - [`config`]: settings from file, environment and flags, each value with its source
+//! - [`server`], [`app`]: a server in this process; its state and its loop
+//! - [`http`]: routes, bodies, errors
+//! - [`registry`]: models by name and version, loading and unloading
+//! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
+//! - [`metrics`]: every metric family
 
+#![deny(unsafe_code)]
+
+pub mod app;
 pub mod backend;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod registry;
+pub mod server;
 pub mod tensor;
 pub mod torch;

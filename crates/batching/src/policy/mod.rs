@@ -13,7 +13,7 @@ use crate::time::Time;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Full batches of `max_batch_size`; a partial one only when its window ends.
+    /// Full batches, of `max_batch_size` or `max_batch_cost`; a partial one only when its window ends.
     Fixed,
     /// Batches of whatever waits, up to the limits.
     #[default]
@@ -44,6 +44,12 @@ pub(crate) fn ripeness(config: &SchedulerConfig, group: &Group, now: Time) -> Ri
         Mode::Fixed => fixed::ripeness(config, group, now),
         Mode::Dynamic => dynamic::ripeness(config, group, now),
     }
+}
+
+/// Whether waiting longer could not make the batch larger.
+fn full(config: &SchedulerConfig, group: &Group) -> bool {
+    group.len() >= config.max_batch_size as usize
+        || config.max_batch_cost.is_some_and(|limit| group.cost() >= limit)
 }
 
 /// The bound that both modes share: nobody waits past `max_wait_time` while an instance is free.

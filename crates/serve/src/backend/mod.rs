@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use trustformers_batching::Model;
 
+pub mod builtin;
+pub mod delay;
 pub mod encoder;
+pub mod torchscript;
 
 pub use self::encoder::TextTokenizer;
 use crate::tensor::{HostTensor, TensorSpec};

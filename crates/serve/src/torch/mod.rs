@@ -2,4 +2,9 @@
 
 #![allow(unsafe_code)]
 
+pub mod attention;
+mod guard;
+pub mod linear;
+pub mod mapped;
 pub mod shim;
+pub mod device;

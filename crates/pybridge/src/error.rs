@@ -1,0 +1,28 @@
+//! The Python exception of each Rust error. The classes are Python's own, so that one hierarchy
+//! covers the client, the configuration and the server.
+
+use std::fmt::Display;
+
+use pyo3::PyErr;
+
+/// The imported classes; the macro that makes them cannot document them one by one.
+mod class {
+    pyo3::import_exception!(trustformers_serve.errors, ConfigError);
+    pyo3::import_exception!(trustformers_serve.errors, ServerNotReadyError);
+    pyo3::import_exception!(trustformers_serve.errors, ServerStartError);
+}
+
+/// A configuration that the server refuses.
+pub(crate) fn config(message: impl Display) -> PyErr {
+    class::ConfigError::new_err(message.to_string())
+}
+
+/// A server that could not start: its address is taken, say, or its device is absent.
+pub(crate) fn start(message: impl Display) -> PyErr {
+    class::ServerStartError::new_err(message.to_string())
+}
+
+/// A server that runs, with models that failed to load or still load.
+pub(crate) fn not_ready(message: impl Display) -> PyErr {
+    class::ServerNotReadyError::new_err(message.to_string())
+}

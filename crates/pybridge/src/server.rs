@@ -1,0 +1,69 @@
+//! `Server`: a running server in this process.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::prelude::*;
+use trustformers_serve::config::Settings;
+use trustformers_serve::server;
+
+use crate::error;
+use crate::interrupt::{POLL, interruptible, seconds};
+
+/// A server that runs on threads of its own in this process.
+#[pyclass(frozen, module = "trustformers_serve._core")]
+pub(crate) struct Server {
+    /// Shared with the thread of a wait that a signal ended early.
+    running: Arc<server::Server>,
+}
+
+#[pymethods]
+impl Server {
+    /// Binds the address of a configuration and serves; models load in the background.
+    #[staticmethod]
+    fn start(py: Python<'_>, text: &str, origin: &str) -> PyResult<Self> {
+        let settings = Settings::from_toml_str(text, origin).map_err(error::config)?;
+        let running = interruptible(py, move || server::Server::start(settings))?.map_err(error::start)?;
+        Ok(Self { running: Arc::new(running) })
+    }
+
+    /// The address it listens on: host and port.
+    fn address(&self) -> (String, u16) {
+        let address = self.running.addr();
+        (address.ip().to_string(), address.port())
+    }
+
+    /// Returns once every model that is to be loaded at start serves.
+    fn wait_ready(&self, py: Python<'_>, timeout_seconds: f64) -> PyResult<()> {
+        let (running, timeout) = (Arc::clone(&self.running), seconds(timeout_seconds)?);
+        interruptible(py, move || running.wait_ready(timeout))?.map_err(error::not_ready)
+    }
+
+    /// Stops accepting, finishes what is in flight, and returns when every thread has ended.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let running = Arc::clone(&self.running);
+        interruptible(py, move || running.stop())
+    }
+
+    /// Whether it still serves.
+    fn is_running(&self) -> bool {
+        self.running.is_running()
+    }
+
+    /// Waits until it has stopped, at most `timeout_seconds` (`None`: without limit); says whether it has.
+    #[pyo3(signature = (timeout_seconds))]
+    fn wait(&self, py: Python<'_>, timeout_seconds: Option<f64>) -> PyResult<bool> {
+        let limit = timeout_seconds.map(seconds).transpose()?;
+        let began = Instant::now();
+        loop {
+            let left = limit.map_or(POLL, |limit| limit.saturating_sub(began.elapsed()).min(POLL));
+            if py.detach(|| self.running.wait(left)) {
+                return Ok(true);
+            }
+            py.check_signals()?;
+            if limit.is_some_and(|limit| began.elapsed() >= limit) {
+                return Ok(false);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One server's state, and its loop: accept, serve, shut down.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::config::{ServerSettings, Settings};
+use crate::http::Outer;
+use crate::metrics::{Metrics, MetricsError};
+use crate::registry::{Registry, SourceError};
+
+/// Why a server could not be made.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each says what it wraps
+pub enum AppError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+/// What every request of one server sees. No process globals: two servers live in one process.
+pub struct App {
+    /// Limits and times of requests.
+    pub settings: ServerSettings,
+    /// The models.
+    pub registry: Registry,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// For uptimes.
+    pub started: Instant,
+    draining: AtomicBool,
+}
+
+impl App {
+    /// The state of a server with these settings; no model is loaded yet.
+    pub fn new(settings: &Settings) -> Result<Self, AppError> {
+        let metrics = Metrics::new()?;
+        let registry = Registry::new(settings, &metrics)?;
+        let server = settings.server.clone();
+        Ok(Self { settings: server, registry, metrics, started: Instant::now(), draining: AtomicBool::new(false) })
+    }
+
+    /// Whether the server is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves until `stop` turns true, then finishes what is in flight within `shutdown_timeout`.
+/// Models that are to be loaded at start load meanwhile: the server listens at once.
+pub async fn run(listener: TcpListener, app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    let mut loads = JoinSet::new();
+    for version in app.registry.versions().filter(|version| version.source().settings.load) {
+        let version = Arc::clone(version);
+        // A failure is the version's state, which readiness shows, and a log line.
+        loads.spawn(async move { drop(version.load().await) });
+    }
+    let connections = GracefulShutdown::new();
+    tokio::select! {
+        () = accept(&listener, &app, &connections) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    drop(listener);
+    app.draining.store(true, Ordering::Relaxed);
+    let deadline = Instant::now() + app.settings.shutdown_timeout;
+    if tokio::time::timeout_at(deadline.into(), connections.shutdown()).await.is_err() {
+        tracing::warn!("requests are still in flight after shutdown_timeout: they are answered as failed");
+    }
+    loads.abort_all();
+    let grace = deadline.saturating_duration_since(Instant::now());
+    let registry = Arc::clone(&app);
+    drop(spawn_blocking(move || registry.registry.shut_down(grace)).await);
+}
+
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &GracefulShutdown) {
+    let service = Outer::new(Arc::clone(app));
+    let places = Arc::new(Semaphore::new(app.settings.max_connections));
+    loop {
+        // Before accepting, so that clients beyond the bound wait in the listener's backlog.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                after_failed_accept(&error).await;
+                continue;
+            }
+        };
+        let connection = connections.watch(connection(stream, service.clone(), app.settings.request_timeout));
+        let app = Arc::clone(app);
+        tokio::spawn(async move {
+            app.metrics.connections.inc();
+            // A connection ends by its client's leaving as often as not; there is nobody to tell.
+            drop(connection.await);
+            app.metrics.connections.dec();
+            drop(place);
+        });
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    service: Outer,
+    header_timeout: Duration,
+) -> http1::Connection<TokioIo<TcpStream>, Outer> {
+    // Small replies must not wait for more; where it cannot be set they are slower and still right.
+    drop(stream.set_nodelay(true));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service)
+}
+
+async fn after_failed_accept(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
+        tracing::error!(%error, "cannot accept connections; trying again");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}

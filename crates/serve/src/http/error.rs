@@ -1,0 +1,210 @@
+//! Every error a client can cause: one table of codes and statuses, two bodies.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use trustformers_batching::{Failure, Rejection};
+
+/// What went wrong, as clients see it in `error.code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the table below says what each is
+pub enum Code {
+    MalformedRequest,
+    ModelNotFound,
+    VersionNotFound,
+    RouteNotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidInput,
+    QueueFull,
+    ModelFailed,
+    ModelNotReady,
+    ShuttingDown,
+    DeadlineExceeded,
+}
+
+impl Code {
+    /// All codes, for tests and documentation.
+    pub const ALL: [Code; 14] = [
+        Code::MalformedRequest,
+        Code::ModelNotFound,
+        Code::VersionNotFound,
+        Code::RouteNotFound,
+        Code::MethodNotAllowed,
+        Code::RequestTimeout,
+        Code::BodyTooLarge,
+        Code::UnsupportedMediaType,
+        Code::InvalidInput,
+        Code::QueueFull,
+        Code::ModelFailed,
+        Code::ModelNotReady,
+        Code::ShuttingDown,
+        Code::DeadlineExceeded,
+    ];
+
+    /// The name on the wire, and the HTTP status.
+    pub const fn on_the_wire(self) -> (&'static str, StatusCode) {
+        match self {
+            Code::MalformedRequest => ("malformed_request", StatusCode::BAD_REQUEST),
+            Code::ModelNotFound => ("model_not_found", StatusCode::NOT_FOUND),
+            Code::VersionNotFound => ("version_not_found", StatusCode::NOT_FOUND),
+            Code::RouteNotFound => ("route_not_found", StatusCode::NOT_FOUND),
+            Code::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
+            Code::RequestTimeout => ("request_timeout", StatusCode::REQUEST_TIMEOUT),
+            Code::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE),
+            Code::UnsupportedMediaType => ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Code::InvalidInput => ("invalid_input", StatusCode::UNPROCESSABLE_ENTITY),
+            Code::QueueFull => ("queue_full", StatusCode::TOO_MANY_REQUESTS),
+            Code::ModelFailed => ("model_failed", StatusCode::INTERNAL_SERVER_ERROR),
+            Code::ModelNotReady => ("model_not_ready", StatusCode::SERVICE_UNAVAILABLE),
+            Code::ShuttingDown => ("shutting_down", StatusCode::SERVICE_UNAVAILABLE),
+            Code::DeadlineExceeded => ("deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
+        }
+    }
+
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        self.on_the_wire().0
+    }
+}
+
+/// An error on its way to a client.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Decides the status.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// When it is worth trying again; becomes `Retry-After`.
+    pub retry_after: Option<Duration>,
+    /// Whether a model's own counter has it already.
+    pub counted: bool,
+}
+
+impl ApiError {
+    /// An error with a message for people.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after: None, counted: false }
+    }
+
+    /// A request that could not be parsed.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(Code::MalformedRequest, message)
+    }
+
+    /// A request that does not fit the model.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidInput, message)
+    }
+
+    /// What a refused submission tells its client; `drain` is how long the queue will take.
+    pub fn rejected(rejection: &Rejection, drain: Option<Duration>) -> Self {
+        let code = match rejection {
+            Rejection::QueueFull { .. } | Rejection::QueueCostFull { .. } => Code::QueueFull,
+            Rejection::NeverFits { .. } => Code::InvalidInput,
+            Rejection::DeadlinePassed => Code::DeadlineExceeded,
+            Rejection::Draining => Code::ModelNotReady,
+        };
+        let mut error = Self::new(code, rejection.to_string());
+        if code == Code::QueueFull {
+            error.retry_after = Some(drain.unwrap_or_default());
+        }
+        error
+    }
+
+    /// The reply in the body that `style` has, naming the request.
+    pub fn into_reply(self, style: ErrorStyle, request_id: &str) -> Response {
+        let (name, status) = self.code.on_the_wire();
+        let (status, body) = match style {
+            ErrorStyle::Own => {
+                (status, json(&OwnBody { error: OwnError { code: name, message: &self.message, request_id } }))
+            }
+            ErrorStyle::OpenAi => {
+                let status =
+                    if status == StatusCode::UNPROCESSABLE_ENTITY { StatusCode::BAD_REQUEST } else { status };
+                let kind = match status.as_u16() {
+                    429 => "rate_limit_error",
+                    400..=499 => "invalid_request_error",
+                    _ => "server_error",
+                };
+                let error = OpenAiError { message: &self.message, r#type: kind, param: None, code: name };
+                (status, json(&OpenAiBody { error }))
+            }
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, rounded up, at least one: the header has no fractions.
+            let seconds = u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX).max(1);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let code = match failure {
+            Failure::ExpiredInQueue | Failure::ExpiredRunning => Code::DeadlineExceeded,
+            Failure::Model(_) => Code::ModelFailed,
+            Failure::Closed => Code::ShuttingDown,
+        };
+        Self::new(code, failure.to_string())
+    }
+}
+
+/// The outer service turns the error into a body, because only it knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.code.on_the_wire().1.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Whose shape an error body has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorStyle {
+    /// `{"error": {"code", "message", "request_id"}}`
+    Own,
+    /// `{"error": {"message", "type", "param", "code"}}`, and 400 for what does not fit.
+    OpenAi,
+}
+
+#[derive(Serialize)]
+struct OwnBody<'a> {
+    error: OwnError<'a>,
+}
+
+#[derive(Serialize)]
+struct OwnError<'a> {
+    code: &'a str,
+    message: &'a str,
+    request_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct OpenAiBody<'a> {
+    error: OpenAiError<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+/// Strings and numbers cannot fail to become JSON.
+fn json(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap_or_default()
+}

@@ -1,0 +1,172 @@
+//! From parsed items to results: tokenises, submits, and follows a model through a reload.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use tokio::task::spawn_blocking;
+use trustformers_batching::{Priority, Rejection};
+
+use super::error::{ApiError, Code};
+use crate::backend::{Input, Output, Signature, TextTokenizer};
+use crate::registry::{Running, Unanswered, Unavailable, Version};
+
+/// What a request asks besides its items.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) priority: Priority,
+    pub(super) deadline: Instant,
+}
+
+impl Terms {
+    /// The body's own words go before the headers `X-Priority` and `X-Timeout-Ms`. A timeout counts from
+    /// the request's arrival and is at most the server's.
+    pub(super) fn new(
+        headers: &HeaderMap,
+        priority: Option<Priority>,
+        timeout_ms: Option<u64>,
+        arrived: Instant,
+        longest: Duration,
+    ) -> Result<Self, ApiError> {
+        let priority = match priority {
+            Some(priority) => priority,
+            None => header(headers, "x-priority")?.map_or(Ok(Priority::default()), parse_priority)?,
+        };
+        let timeout_ms = match timeout_ms {
+            Some(milliseconds) => Some(milliseconds),
+            None => header(headers, "x-timeout-ms")?.map(parse_timeout).transpose()?,
+        };
+        let timeout = timeout_ms.map_or(longest, |milliseconds| Duration::from_millis(milliseconds).min(longest));
+        Ok(Self { priority, deadline: arrived + timeout })
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    headers
+        .get(name)
+        .map(|value| value.to_str().map_err(|_| ApiError::malformed(format!("header {name} is not ASCII"))))
+        .transpose()
+}
+
+fn parse_priority(text: &str) -> Result<Priority, ApiError> {
+    match text.to_ascii_lowercase().as_str() {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        "critical" => Ok(Priority::Critical),
+        _ => Err(ApiError::malformed(format!("priority {text:?}: expected low, normal, high or critical"))),
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<u64, ApiError> {
+    text.parse().map_err(|_| ApiError::malformed(format!("timeout {text:?}: expected whole milliseconds")))
+}
+
+/// What answers for `version`, or why nothing does.
+pub(super) fn ready(version: &Version) -> Result<Arc<Running>, ApiError> {
+    version.ready().ok_or_else(|| {
+        let (name, version_name) = (version.model().to_owned(), version.name().to_owned());
+        Unavailable::NotReady { name, version: version_name, state: version.state() }.into()
+    })
+}
+
+/// The tokenizer of a model that reads text.
+pub(super) fn tokenizer(running: &Running) -> Option<&Arc<TextTokenizer>> {
+    match &running.signature {
+        Signature::Text { tokenizer, .. } => Some(tokenizer),
+        Signature::Tensors { .. } => None,
+    }
+}
+
+/// Texts whose sum is shorter are tokenised where they are: less than a thread's hand-over costs.
+const INLINE_BYTES: usize = 4096;
+
+/// Token ids of each text, special tokens included. With `truncate` a text that is too long is cut, else
+/// it is an error of its own.
+pub(super) async fn tokenise(
+    tokenizer: &Arc<TextTokenizer>,
+    texts: Vec<String>,
+    truncate: bool,
+) -> Vec<Result<Input, ApiError>> {
+    let (count, bytes) = (texts.len(), texts.iter().map(String::len).sum::<usize>());
+    let work = {
+        let tokenizer = Arc::clone(tokenizer);
+        move || -> Vec<_> { texts.iter().map(|text| tokenise_one(&tokenizer, text, truncate)).collect() }
+    };
+    if bytes < INLINE_BYTES {
+        return work();
+    }
+    spawn_blocking(work).await.unwrap_or_else(|panic| {
+        let error = ApiError::new(Code::ModelFailed, format!("the tokenizer failed: {panic}"));
+        (0..count).map(|_| Err(error.clone())).collect()
+    })
+}
+
+fn tokenise_one(tokenizer: &TextTokenizer, text: &str, truncate: bool) -> Result<Input, ApiError> {
+    let ids = if truncate { tokenizer.encode(text) } else { tokenizer.encode_whole(text) };
+    ids.map(Input::Tokens).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// How often a call follows a model to its replacement before it gives up.
+const MOST_RELOADS: usize = 8;
+
+/// One answer an item, in order; items that were errors already stay so. Counts every item.
+pub(super) async fn infer(
+    version: &Version,
+    mut running: Arc<Running>,
+    items: Vec<Result<Input, ApiError>>,
+    terms: Terms,
+) -> Vec<Result<Output, ApiError>> {
+    let metrics = version.metrics();
+    let mut answers: Vec<Option<Result<Output, ApiError>>> = Vec::with_capacity(items.len());
+    let mut pending = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        match item {
+            Ok(input) => {
+                pending.push((index, Arc::new(input)));
+                answers.push(None);
+            }
+            Err(error) => answers.push(Some(Err(error))),
+        }
+    }
+    for reloads in 0..=MOST_RELOADS {
+        if pending.is_empty() {
+            break;
+        }
+        let inputs: Vec<_> = pending.iter().map(|(_, input)| Arc::clone(input)).collect();
+        let results = running.infer(&inputs, terms.priority, terms.deadline).await;
+        let replacement = version.ready().filter(|now| !Arc::ptr_eq(now, &running) && reloads < MOST_RELOADS);
+        let mut again = Vec::new();
+        for ((index, input), result) in pending.into_iter().zip(results) {
+            match result {
+                // Reloaded between look-up and submit: the replacement takes it.
+                Err(Unanswered::Rejected(Rejection::Draining, _)) if replacement.is_some() => {
+                    again.push((index, input));
+                }
+                result => answers[index] = Some(result.map_err(|unanswered| explain(version, unanswered))),
+            }
+        }
+        pending = again;
+        if let Some(replacement) = replacement {
+            running = replacement;
+        }
+    }
+    answers
+        .into_iter()
+        .map(|answer| {
+            let answer = answer.unwrap_or_else(|| Err(ApiError::new(Code::ModelNotReady, "the model is reloading")));
+            metrics.ended(answer.as_ref().err().map(|error| error.code.name()));
+            answer
+        })
+        .collect()
+}
+
+fn explain(version: &Version, unanswered: Unanswered) -> ApiError {
+    match unanswered {
+        Unanswered::Failed(failure) => failure.into(),
+        Unanswered::Rejected(rejection, drain) => {
+            version.metrics().rejected(&rejection);
+            ApiError::rejected(&rejection, drain)
+        }
+    }
+}

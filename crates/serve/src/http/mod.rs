@@ -1,0 +1,161 @@
+//! The HTTP surface: routes, and the outer service that every request passes.
+
+mod admin;
+mod body;
+pub mod error;
+mod health;
+mod infer;
+mod models;
+pub(crate) use self::models::describe;
+mod openai;
+mod predict;
+pub mod request_id;
+pub mod wire;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::header::ALLOW;
+use axum::http::{HeaderValue, Request, Response};
+use axum::routing::{get, post};
+use hyper::body::Incoming;
+use tower::{Service, ServiceExt};
+
+use self::error::{ApiError, Code, ErrorStyle};
+use self::request_id::RequestId;
+use crate::app::App;
+
+/// All routes with their methods, for the start-up message and the tests.
+pub const ROUTES: &[(&str, &str)] = &[
+    ("POST", "/models/{name}/predict"),
+    ("POST", "/v1/inference"),
+    ("POST", "/v1/inference/batch"),
+    ("POST", "/v1/embeddings"),
+    ("GET", "/v1/models"),
+    ("GET", "/models"),
+    ("GET", "/models/{name}"),
+    ("POST", "/models/{name}/load"),
+    ("POST", "/models/{name}/unload"),
+    ("GET", "/admin/models"),
+    ("GET", "/admin/stats"),
+    ("GET", "/health"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+    ("GET", "/metrics"),
+];
+
+/// The routes over one server's state.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/models/{name}/predict", post(predict::by_path))
+        .route("/v1/inference", post(predict::by_body))
+        .route("/v1/inference/batch", post(predict::by_body_many))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/models", get(models::list))
+        .route("/models/{name}", get(models::one))
+        .route("/models/{name}/load", post(models::load))
+        .route("/models/{name}/unload", post(models::unload))
+        .route("/admin/models", get(models::list))
+        .route("/admin/stats", get(admin::stats))
+        .route("/health", get(health::summary))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(admin::metrics))
+        .fallback(async |request: axum::extract::Request| {
+            ApiError::new(Code::RouteNotFound, format!("no route {}", request.uri().path()))
+        })
+        .method_not_allowed_fallback(async |request: axum::extract::Request| {
+            let message = format!("{} has no method {}", request.uri().path(), request.method());
+            ApiError::new(Code::MethodNotAllowed, message)
+        })
+        .with_state(app)
+}
+
+/// What every connection calls: names the request, routes it, and gives errors their body.
+#[derive(Clone)]
+pub struct Outer {
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Outer {
+    /// The service of one server.
+    pub fn new(app: Arc<App>) -> Self {
+        Self { router: router(Arc::clone(&app)), app }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Outer {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let Outer { app, router } = self.clone();
+        Box::pin(async move { Ok(answer(&app, router, request).await) })
+    }
+}
+
+async fn answer(app: &App, router: Router, mut request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let id = RequestId::of(request.headers());
+    let path = request.uri().path();
+    let openai = path.starts_with("/v1/") && !path.starts_with("/v1/inference");
+    let style = if openai { ErrorStyle::OpenAi } else { ErrorStyle::Own };
+    // Errors are rare and need the path for their log line; a debug line needs it always.
+    let line = (request.method().clone(), request.uri().clone());
+    request.extensions_mut().insert(id.clone());
+    let mut router = router;
+    let routed = match router.as_service::<Incoming>().ready().await {
+        Ok(ready) => ready.call(request).await,
+        Err(never) => Err(never),
+    };
+    let mut response = match routed {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    if let Some(mut error) = error_of(&mut response).await {
+        if error.code == Code::ModelNotReady && app.is_draining() {
+            error = ApiError::new(Code::ShuttingDown, "the server is shutting down");
+        }
+        if !error.counted {
+            app.metrics.failed_without_model(error.code.name());
+        }
+        let level_is_error = error.code.on_the_wire().1.is_server_error();
+        let (method, uri) = &line;
+        if level_is_error {
+            tracing::warn!(request_id = %id, %method, path = uri.path(), code = error.code.name(), message = error.message, "request failed");
+        } else {
+            tracing::info!(request_id = %id, %method, path = uri.path(), code = error.code.name(), message = error.message, "request refused");
+        }
+        let allow = response.headers_mut().remove(ALLOW);
+        response = error.into_reply(style, id.as_str());
+        if let Some(allow) = allow {
+            response.headers_mut().insert(ALLOW, allow);
+        }
+    }
+    tracing::debug!(request_id = %id, method = %line.0, path = line.1.path(), status = response.status().as_u16(), seconds = started.elapsed().as_secs_f64(), "request");
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+/// The error that a handler left for the outer service, or what an extractor refused in its own words.
+async fn error_of(response: &mut Response<Body>) -> Option<ApiError> {
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        return Some(error);
+    }
+    if !response.status().is_client_error() {
+        return None;
+    }
+    let body = std::mem::take(response.body_mut());
+    let text = to_bytes(body, 4096).await.unwrap_or_default();
+    Some(ApiError::malformed(String::from_utf8_lossy(&text)))
+}

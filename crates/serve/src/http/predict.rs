@@ -1,0 +1,262 @@
+//! Predictions through the project's own routes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use bytes::Bytes;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use super::body;
+use super::error::{ApiError, Code};
+use super::infer::{Terms, infer, ready, tokenise, tokenizer};
+use super::models::Which;
+use super::wire::{Call, Expect, Format, Item, Nested, Target};
+use crate::app::App;
+use crate::backend::{Input, Output, Signature};
+use crate::registry::{Running, Version};
+use crate::tensor::TensorSpec;
+
+/// `POST /models/{name}/predict`
+pub(super) async fn by_path(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let version = Arc::clone(app.registry.model(&name)?.version(which.version.as_deref())?);
+    let asked = Asked::read(&app, request).await;
+    counted(&version, async { asked?.predict(&app, &version, Target::Path, Shape::Any).await }.await)
+}
+
+/// `POST /v1/inference`: the model is named in the body.
+pub(super) async fn by_body(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    through_body(&app, request, Shape::Any).await
+}
+
+/// `POST /v1/inference/batch`: the same for `instances` only.
+pub(super) async fn by_body_many(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    through_body(&app, request, Shape::Many).await
+}
+
+async fn through_body(app: &App, request: Request, shape: Shape) -> Result<Response, ApiError> {
+    let asked = Asked::read(app, request).await?;
+    let (model, version) = asked.format.parse_target(&asked.body)?;
+    let model = model.ok_or_else(|| ApiError::malformed("the body does not name its \"model\""))?;
+    let version = Arc::clone(app.registry.model(&model)?.version(version.as_deref())?);
+    let result = asked.predict(app, &version, Target::Body, shape).await;
+    counted(&version, result)
+}
+
+/// A call that failed as a whole counts once, with its model.
+fn counted(version: &Version, result: Result<Response, ApiError>) -> Result<Response, ApiError> {
+    result.map_err(|mut error| {
+        if !error.counted {
+            version.metrics().ended(Some(error.code.name()));
+            error.counted = true;
+        }
+        error
+    })
+}
+
+/// Which bodies a route takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Any,
+    Many,
+}
+
+/// A request whose body has arrived.
+struct Asked {
+    headers: HeaderMap,
+    body: Bytes,
+    format: Format,
+    arrived: Instant,
+}
+
+impl Asked {
+    async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
+        let (parts, body) = request.into_parts();
+        let format = Format::of_request(&parts.headers)?;
+        let deadline = arrived + app.settings.request_timeout;
+        let body = body::read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
+        Ok(Self { headers: parts.headers, body, format, arrived })
+    }
+
+    async fn predict(
+        self,
+        app: &App,
+        version: &Version,
+        target: Target,
+        shape: Shape,
+    ) -> Result<Response, ApiError> {
+        let running = ready(version)?;
+        let expect = match &running.signature {
+            Signature::Tensors { inputs, .. } => Expect::Tensors(inputs),
+            Signature::Text { .. } => Expect::Text,
+        };
+        let call = self.format.parse_call(&self.body, expect, target)?;
+        if shape == Shape::Many && !call.many {
+            return Err(ApiError::malformed("this route takes \"instances\""));
+        }
+        if call.items.is_empty() {
+            return Err(ApiError::invalid("\"instances\" is empty"));
+        }
+        let longest = app.settings.request_timeout;
+        let terms = Terms::new(&self.headers, call.priority, call.timeout_ms, self.arrived, longest)?;
+        let many = call.many;
+        let inputs = inputs_of(&running, call).await?;
+        let results = infer(version, Arc::clone(&running), inputs, terms).await;
+        version.metrics().call_took(self.arrived.elapsed());
+        let reply = Reply { version, outputs: output_specs(&running) };
+        let format = Format::of_reply(&self.headers, self.format);
+        if many { reply.many(format, results) } else { reply.one(format, results) }
+    }
+}
+
+async fn inputs_of(running: &Running, call: Call) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
+    let Some(tokenizer) = tokenizer(running) else {
+        if call.truncate.is_some() {
+            return Err(ApiError::invalid("parameter \"truncate\" is for models that read text"));
+        }
+        let inputs = call.items.into_iter().map(|item| match item {
+            Ok(Item::Tensors(tensors)) => Ok(Input::Tensors(tensors)),
+            Ok(Item::Text(_)) => Err(ApiError::invalid("the model reads tensors, not text")),
+            Err(misfit) => Err(ApiError::invalid(misfit)),
+        });
+        return Ok(inputs.collect());
+    };
+    let mut misfits = Vec::new();
+    let mut texts = Vec::with_capacity(call.items.len());
+    for (index, item) in call.items.into_iter().enumerate() {
+        match item {
+            Ok(Item::Text(text)) => texts.push(text),
+            Ok(Item::Tensors(_)) => misfits.push((index, "the model reads text, not tensors".to_owned())),
+            Err(misfit) => misfits.push((index, misfit)),
+        }
+    }
+    let mut inputs = tokenise(tokenizer, texts, call.truncate.unwrap_or(true)).await;
+    // In ascending order, so that each lands at its own index.
+    for (index, misfit) in misfits {
+        inputs.insert(index, Err(ApiError::invalid(misfit)));
+    }
+    for ids in inputs.iter().flatten() {
+        if let Input::Tokens(ids) = ids {
+            running.count_tokens(ids.len());
+        }
+    }
+    Ok(inputs)
+}
+
+fn output_specs(running: &Running) -> &[TensorSpec] {
+    match &running.signature {
+        Signature::Tensors { outputs, .. } => outputs,
+        Signature::Text { .. } => &[],
+    }
+}
+
+struct Reply<'a> {
+    version: &'a Version,
+    outputs: &'a [TensorSpec],
+}
+
+impl Reply<'_> {
+    fn one(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
+        let output = results.into_iter().next().unwrap_or_else(|| Err(no_result())).map_err(already_counted)?;
+        let body = format.write(&Single {
+            data: Outputs { specs: self.outputs, tensors: &output },
+            model: self.version.model(),
+            version: self.version.name(),
+        })?;
+        Ok(response(format, body))
+    }
+
+    /// 200 with each item's own result or error, unless all failed in the same way.
+    fn many(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
+        if let Some(Err(first)) = results.first()
+            && results.iter().all(|result| result.as_ref().is_err_and(|error| error.code == first.code))
+        {
+            return Err(already_counted(first.clone()));
+        }
+        let predictions: Vec<_> = results
+            .iter()
+            .map(|result| match result {
+                Ok(tensors) => Prediction::Data { data: Outputs { specs: self.outputs, tensors } },
+                Err(error) => {
+                    Prediction::Error { error: ItemError { code: error.code.name(), message: &error.message } }
+                }
+            })
+            .collect();
+        let body =
+            format.write(&Many { predictions, model: self.version.model(), version: self.version.name() })?;
+        Ok(response(format, body))
+    }
+}
+
+fn no_result() -> ApiError {
+    ApiError::new(Code::ModelFailed, "the model returned nothing")
+}
+
+/// Items were counted one by one.
+fn already_counted(mut error: ApiError) -> ApiError {
+    error.counted = true;
+    error
+}
+
+fn response(format: Format, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    response
+}
+
+#[derive(Serialize)]
+struct Single<'a> {
+    data: Outputs<'a>,
+    model: &'a str,
+    version: &'a str,
+}
+
+#[derive(Serialize)]
+struct Many<'a> {
+    predictions: Vec<Prediction<'a>>,
+    model: &'a str,
+    version: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Prediction<'a> {
+    Data { data: Outputs<'a> },
+    Error { error: ItemError<'a> },
+}
+
+#[derive(Serialize)]
+struct ItemError<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+/// The one output's value, or an object of several by name.
+struct Outputs<'a> {
+    specs: &'a [TensorSpec],
+    tensors: &'a Output,
+}
+
+impl Serialize for Outputs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let [tensor] = self.tensors.as_slice() {
+            return Nested(tensor).serialize(serializer);
+        }
+        let mut map = serializer.serialize_map(Some(self.tensors.len()))?;
+        for (spec, tensor) in self.specs.iter().zip(self.tensors) {
+            map.serialize_entry(&spec.name, &Nested(tensor))?;
+        }
+        map.end()
+    }
+}

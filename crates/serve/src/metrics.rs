@@ -1,0 +1,305 @@
+//! Metrics as a typed struct: every family of the server, and the handles of one model version.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, TextEncoder,
+};
+use serde::Serialize;
+use trustformers_batching::batcher::BatchRecord;
+use trustformers_batching::{InstanceId, Rejection};
+
+/// From a tenth of a millisecond to a minute, about 2.5x a step.
+const SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+const TOKENS: &[f64] = &[8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131_072.0];
+
+const VERSION: &[&str] = &["model", "version"];
+
+/// Every metric family of one server. No process globals: two servers count apart.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: prometheus::Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    queue_duration: HistogramVec,
+    compute_duration: HistogramVec,
+    batch_size: HistogramVec,
+    batch_tokens: HistogramVec,
+    busy_ratio: GaugeVec,
+    queue_depth: IntGaugeVec,
+    rejections: IntCounterVec,
+    tokens: IntCounterVec,
+    /// Client connections open now; bounded by `server.max_connections`.
+    pub connections: IntGauge,
+}
+
+/// The metrics cannot be made: two families have one name. A mistake of the program, found by any test.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct MetricsError(#[from] prometheus::Error);
+
+impl Metrics {
+    /// All families, empty.
+    pub fn new() -> Result<Self, MetricsError> {
+        let families = Families(prometheus::Registry::new());
+        Ok(Self {
+            requests: families.counters(
+                "requests_total",
+                "Requests by outcome (ok, cancelled, or the error's code); each item of a batched call is one.",
+                &["model", "version", "outcome"],
+            )?,
+            request_duration: families.histograms(
+                "request_duration_seconds",
+                "Time of a call from its parsed body to its results.",
+                SECONDS,
+            )?,
+            queue_duration: families.histograms(
+                "queue_duration_seconds",
+                "Time from admission to the start of the batch.",
+                SECONDS,
+            )?,
+            compute_duration: families.histograms(
+                "compute_duration_seconds",
+                "Time the model ran a batch.",
+                SECONDS,
+            )?,
+            batch_size: families.histograms("batch_size", "Requests in a batch.", SIZES)?,
+            batch_tokens: families.histograms(
+                "batch_tokens",
+                "Cost of a batch: tokens, or requests where a request is one item.",
+                TOKENS,
+            )?,
+            busy_ratio: families.register(GaugeVec::new(
+                opts("instance_busy_ratio", "Share of the last 10 seconds in which the instance ran a batch."),
+                &["model", "version", "instance"],
+            )?)?,
+            queue_depth: families
+                .register(IntGaugeVec::new(opts("queue_depth", "Requests that wait in the queue."), VERSION)?)?,
+            rejections: families.counters(
+                "rejections_total",
+                "Requests that the queue did not admit.",
+                &["model", "version", "reason"],
+            )?,
+            tokens: families.counters("tokens_total", "Tokens that models read.", &["model", "version", "kind"])?,
+            connections: families
+                .register(IntGauge::with_opts(opts("connections", "Open client connections."))?)?,
+            registry: families.0,
+        })
+    }
+
+    /// The handles of one model version, resolved once so that a request looks up no label.
+    pub fn of_version(&self, model: &str, version: &str, instances: usize) -> VersionMetrics {
+        let labels = &[model, version];
+        VersionMetrics {
+            ok: self.requests.with_label_values(&[model, version, "ok"]),
+            requests: self.requests.clone(),
+            rejections: self.rejections.clone(),
+            request_duration: self.request_duration.with_label_values(labels),
+            queue_duration: self.queue_duration.with_label_values(labels),
+            compute_duration: self.compute_duration.with_label_values(labels),
+            batch_size: self.batch_size.with_label_values(labels),
+            batch_tokens: self.batch_tokens.with_label_values(labels),
+            queue_depth: self.queue_depth.with_label_values(labels),
+            prompt_tokens: self.tokens.with_label_values(&[model, version, "prompt"]),
+            busy: (0..instances)
+                .map(|instance| {
+                    let gauge = self.busy_ratio.with_label_values(&[model, version, &instance.to_string()]);
+                    (Mutex::new(BusyWindow::default()), gauge)
+                })
+                .collect(),
+            model: model.to_owned(),
+            version: version.to_owned(),
+        }
+    }
+
+    /// Counts an error of a request that named no known model.
+    pub fn failed_without_model(&self, code: &str) {
+        self.requests.with_label_values(&["", "", code]).inc();
+    }
+
+    /// Prometheus' text format.
+    pub fn text(&self) -> Result<Vec<u8>, MetricsError> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("trustformers")
+}
+
+struct Families(prometheus::Registry);
+
+impl Families {
+    fn register<C: Collector + Clone + 'static>(&self, family: C) -> Result<C, prometheus::Error> {
+        self.0.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.register(IntCounterVec::new(opts(name, help), labels)?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec, prometheus::Error> {
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(opts, VERSION)?)
+    }
+}
+
+/// The metrics of one model version.
+#[derive(Debug)]
+pub struct VersionMetrics {
+    ok: IntCounter,
+    requests: IntCounterVec,
+    rejections: IntCounterVec,
+    request_duration: Histogram,
+    queue_duration: Histogram,
+    compute_duration: Histogram,
+    batch_size: Histogram,
+    batch_tokens: Histogram,
+    queue_depth: IntGauge,
+    prompt_tokens: IntCounter,
+    busy: Vec<(Mutex<BusyWindow>, Gauge)>,
+    model: String,
+    version: String,
+}
+
+/// What `/admin/stats` shows of a model version since the server started.
+#[derive(Debug, Clone, Serialize)]
+pub struct VersionStats {
+    /// Requests answered with a result.
+    pub ok: u64,
+    /// Requests that the model executed, results and failures alike.
+    pub executed_items: u64,
+    /// Batches that the model executed.
+    pub executed_batches: u64,
+    /// `executed_items / executed_batches`
+    pub mean_batch_size: f64,
+    /// Mean time in the queue.
+    pub mean_queue_seconds: f64,
+    /// Mean time of a batch in the model.
+    pub mean_compute_seconds: f64,
+    /// Mean time of a call.
+    pub mean_request_seconds: f64,
+    /// Share of the last 10 seconds in which each instance ran a batch.
+    pub instance_busy_ratio: Vec<f64>,
+}
+
+impl VersionMetrics {
+    /// Counts a request's end: `None` is a result.
+    pub fn ended(&self, error: Option<&str>) {
+        match error {
+            None => self.ok.inc(),
+            Some(outcome) => {
+                self.requests.with_label_values(&[&self.model, &self.version, outcome]).inc();
+            }
+        }
+    }
+
+    /// Counts a call's duration.
+    pub fn call_took(&self, time: Duration) {
+        self.request_duration.observe(time.as_secs_f64());
+    }
+
+    /// Counts a refused submission.
+    pub fn rejected(&self, rejection: &Rejection) {
+        let reason = match rejection {
+            Rejection::QueueFull { .. } => "queue_full",
+            Rejection::QueueCostFull { .. } => "queue_tokens_full",
+            Rejection::NeverFits { .. } => "never_fits",
+            Rejection::DeadlinePassed => "deadline_passed",
+            Rejection::Draining => "draining",
+        };
+        self.rejections.with_label_values(&[&self.model, &self.version, reason]).inc();
+    }
+
+    /// Counts tokens that a model is about to read.
+    pub fn read_tokens(&self, tokens: u64) {
+        self.prompt_tokens.inc_by(tokens);
+    }
+
+    /// Counts an executed batch.
+    pub fn batch_ended(&self, record: &BatchRecord<'_>) {
+        self.batch_size.observe(record.size as f64);
+        self.batch_tokens.observe(record.cost as f64);
+        self.compute_duration.observe(record.busy.as_secs_f64());
+        for wait in record.waits {
+            self.queue_duration.observe(wait.as_secs_f64());
+        }
+        let InstanceId(instance) = record.instance;
+        if let Some((window, _)) = self.busy.get(instance as usize) {
+            window.lock().add(Instant::now(), record.busy);
+        }
+    }
+
+    /// Brings the gauges up to date; called before they are read.
+    pub fn refresh(&self, queued: usize) {
+        self.queue_depth.set(i64::try_from(queued).unwrap_or(i64::MAX));
+        for (window, gauge) in &self.busy {
+            gauge.set(window.lock().ratio(Instant::now()));
+        }
+    }
+
+    /// What `/admin/stats` shows.
+    pub fn stats(&self) -> VersionStats {
+        let batches = self.batch_size.get_sample_count();
+        let items = self.batch_size.get_sample_sum();
+        let mean = |histogram: &Histogram| match histogram.get_sample_count() {
+            0 => 0.0,
+            count => histogram.get_sample_sum() / count as f64,
+        };
+        VersionStats {
+            ok: self.ok.get(),
+            executed_items: items as u64,
+            executed_batches: batches,
+            mean_batch_size: mean(&self.batch_size),
+            mean_queue_seconds: mean(&self.queue_duration),
+            mean_compute_seconds: mean(&self.compute_duration),
+            mean_request_seconds: mean(&self.request_duration),
+            instance_busy_ratio: self.busy.iter().map(|(_, gauge)| gauge.get()).collect(),
+        }
+    }
+}
+
+/// Busy time in slices of a second over the last ten.
+#[derive(Debug, Default)]
+struct BusyWindow {
+    slices: VecDeque<(Instant, Duration)>,
+    first: Option<Instant>,
+}
+
+const WINDOW: Duration = Duration::from_secs(10);
+
+impl BusyWindow {
+    fn add(&mut self, now: Instant, busy: Duration) {
+        self.first.get_or_insert(now - busy.min(WINDOW));
+        self.forget(now);
+        match self.slices.back_mut() {
+            Some((start, sum)) if now.duration_since(*start) < Duration::from_secs(1) => *sum += busy,
+            _ => self.slices.push_back((now, busy)),
+        }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while self.slices.front().is_some_and(|(start, _)| now.duration_since(*start) > WINDOW) {
+            self.slices.pop_front();
+        }
+    }
+
+    fn ratio(&mut self, now: Instant) -> f64 {
+        self.forget(now);
+        let Some(first) = self.first else { return 0.0 };
+        let busy: Duration = self.slices.iter().map(|(_, busy)| *busy).sum();
+        let span = now.duration_since(first).min(WINDOW).max(Duration::from_millis(1));
+        (busy.as_secs_f64() / span.as_secs_f64()).min(1.0)
+    }
+}

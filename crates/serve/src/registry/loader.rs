@@ -1,0 +1,113 @@
+//! Reads one model version and starts its instances.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use trustformers_batching::{Batcher, Instances, MonotonicClock};
+
+use super::event_log::EventLog;
+use super::running::{Running, Watcher};
+use super::sources::Source;
+use crate::backend::delay::{self, DelayOptions};
+use crate::backend::encoder::{self, EncoderOptions};
+use crate::backend::torchscript::{self, TorchScriptOptions};
+use crate::backend::{Loaded, builtin};
+use crate::config::Format;
+use crate::metrics::VersionMetrics;
+use crate::tensor::TensorSpec;
+use crate::torch::device;
+
+/// The version, ready to answer, or the reason why not. Blocks for as long as loading takes.
+pub(super) fn load(source: &Source, threads: usize, metrics: &Arc<VersionMetrics>) -> Result<Running, String> {
+    let started = Instant::now();
+    let settings = &source.settings;
+    let device = device::select(settings.device.into()).map_err(|error| error.to_string())?;
+    let loaded = read(source, threads, device)?;
+    let load_time = started.elapsed();
+    let log = match &settings.batching.event_log {
+        None => None,
+        Some(folder) => Some(
+            EventLog::create(folder, source.model(), &source.version)
+                .map_err(|error| format!("the event log in {}: {error}", folder.display()))?,
+        ),
+    };
+    let log_events = log.is_some();
+    let batcher = Arc::new(Batcher::new(
+        settings.batching.scheduler_config(),
+        loaded.instances.len(),
+        Arc::new(MonotonicClock::default()),
+        Arc::new(Watcher { metrics: Arc::clone(metrics), log }),
+        log_events,
+    ));
+    let name = format!("{}:{}", source.model(), source.version);
+    let instances = Instances::spawn(&name, Arc::clone(&batcher), loaded.instances)
+        .map_err(|error| format!("cannot start its threads: {error}"))?;
+    let device = device::name(device);
+    Ok(Running::new(loaded.signature, load_time, device, threads, Arc::clone(metrics), batcher, instances))
+}
+
+fn read(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+    let settings = &source.settings;
+    match source.format {
+        Format::Torchscript => torchscript(source, &source.path, &settings.inputs, &settings.outputs, threads, device),
+        Format::Huggingface => huggingface(source, &source.path, threads, device),
+        Format::Builtin => match settings.delay {
+            Some(delay) => {
+                let (batch_time, item_time) = (delay.batch_time, delay.item_time);
+                Ok(delay::load(&DelayOptions { batch_time, item_time, instances: settings.instances }))
+            }
+            None => read_builtin(source, threads, device),
+        },
+    }
+}
+
+fn read_builtin(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+    let model = builtin::find(source.model())
+        .ok_or_else(|| format!("there is no built-in model \"{}\"", source.model()))?;
+    let path = source.path.join(model.file);
+    if !path.exists() {
+        let path = path.display();
+        return Err(format!("{path} is not there: `python -m trustformers_serve.builtin` makes the built-in models"));
+    }
+    match model.format {
+        Format::Huggingface => huggingface(source, &path, threads, device),
+        _ => torchscript(source, &path, &model.inputs, &model.outputs, threads, device),
+    }
+}
+
+fn torchscript(
+    source: &Source,
+    path: &Path,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+    threads: usize,
+    device: tch::Device,
+) -> Result<Loaded, String> {
+    let settings = &source.settings;
+    torchscript::load(&TorchScriptOptions {
+        path: path.to_owned(),
+        inputs: inputs.to_vec(),
+        outputs: outputs.to_vec(),
+        device,
+        instances: settings.instances,
+        threads,
+        warmup: settings.warmup as usize,
+        max_batch_size: settings.batching.max_batch_size as usize,
+    })
+    .map_err(|error| error.to_string())
+}
+
+fn huggingface(source: &Source, path: &Path, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+    let settings = &source.settings;
+    encoder::load(&EncoderOptions {
+        path: path.to_owned(),
+        device,
+        instances: settings.instances,
+        threads,
+        warmup: settings.warmup as usize,
+        warmup_batch_size: settings.batching.max_batch_size as usize,
+        max_length: settings.max_length,
+    })
+    .map_err(|error| error.to_string())
+}

@@ -1,0 +1,210 @@
+//! A loaded model version: its batcher, its instances, and how a call goes through them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use trustformers_batching::batcher::BatchRecord;
+use trustformers_batching::replay::Event;
+use trustformers_batching::{
+    Batcher, Failure, Instances, Observer, Priority, Rejection, ShapeKey, Submission, Ticket,
+};
+
+use super::event_log::EventLog;
+use crate::backend::{Input, Output, Signature};
+use crate::metrics::VersionMetrics;
+
+/// A model version that answers.
+pub struct Running {
+    /// What it reads and writes.
+    pub signature: Signature,
+    /// How long loading and warming up took.
+    pub load_time: Duration,
+    /// Where it runs.
+    pub device: String,
+    /// LibTorch threads of each instance.
+    pub threads: usize,
+    metrics: Arc<VersionMetrics>,
+    batcher: Arc<Batcher<Input, Output>>,
+    instances: Instances<Input, Output>,
+}
+
+/// Passes what the batcher sees to metrics and to the event log.
+pub(super) struct Watcher {
+    pub(super) metrics: Arc<VersionMetrics>,
+    pub(super) log: Option<EventLog>,
+}
+
+impl Observer for Watcher {
+    fn batch_ended(&self, record: &BatchRecord<'_>) {
+        self.metrics.batch_ended(record);
+    }
+
+    fn event(&self, event: Event) {
+        if let Some(log) = &self.log {
+            log.push(event);
+        }
+    }
+}
+
+/// Why one item of a call has no result.
+#[derive(Debug, Clone)]
+pub enum Unanswered {
+    /// It was not admitted; the duration is how long the queue will take to drain.
+    Rejected(Rejection, Option<Duration>),
+    /// It was admitted and failed.
+    Failed(Failure),
+}
+
+impl Running {
+    pub(super) fn new(
+        signature: Signature,
+        load_time: Duration,
+        device: String,
+        threads: usize,
+        metrics: Arc<VersionMetrics>,
+        batcher: Arc<Batcher<Input, Output>>,
+        instances: Instances<Input, Output>,
+    ) -> Self {
+        Self { signature, load_time, device, threads, metrics, batcher, instances }
+    }
+
+    /// Requests that wait, and their summed cost.
+    pub fn queued(&self) -> (usize, u64) {
+        self.batcher.queued()
+    }
+
+    /// Counts tokens that are about to be read.
+    pub fn count_tokens(&self, tokens: usize) {
+        self.metrics.read_tokens(tokens as u64);
+    }
+
+    /// Runs what is queued and ends the threads; blocks until then.
+    pub(super) fn drain(&self) {
+        self.instances.drain();
+    }
+
+    /// Answers everything at once with [`Failure::Closed`].
+    pub(super) fn abort(&self) {
+        self.batcher.abort();
+    }
+
+    /// Runs items through the batcher; one answer an item, in order.
+    ///
+    /// When the future is dropped, because the client left, items that still wait never run.
+    pub async fn infer(
+        &self,
+        items: &[Arc<Input>],
+        priority: Priority,
+        deadline: Instant,
+    ) -> Vec<Result<Output, Unanswered>> {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let gathering = Arc::new(Gathering::new(items.len()));
+        let submissions = items.iter().enumerate().map(|(index, input)| {
+            let gathering = Arc::clone(&gathering);
+            Submission {
+                input: Arc::clone(input),
+                cost: cost(input),
+                shape: shape_key(input),
+                priority,
+                timeout: Some(timeout),
+                reply: Box::new(move |result| gathering.put(index, result.map_err(Unanswered::Failed))),
+            }
+        });
+        let admitted = self.batcher.submit(submissions);
+        let mut guard =
+            CancelOnDrop { running: self, gathering: &gathering, tickets: Vec::with_capacity(items.len()) };
+        let mut drain = None;
+        for (index, result) in admitted.into_iter().enumerate() {
+            match result {
+                Ok(ticket) => guard.tickets.push(ticket),
+                Err(rejection) => {
+                    let drain = *drain.get_or_insert_with(|| self.batcher.predicted_drain());
+                    gathering.put(index, Err(Unanswered::Rejected(rejection, drain)));
+                }
+            }
+        }
+        let results = gathering.all().await;
+        guard.tickets.clear();
+        results
+    }
+}
+
+struct CancelOnDrop<'a> {
+    running: &'a Running,
+    gathering: &'a Gathering,
+    /// Empty once the call has all its answers.
+    tickets: Vec<Ticket>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.tickets.is_empty() {
+            return;
+        }
+        for _ in 0..self.gathering.slots.lock().missing {
+            self.running.metrics.ended(Some("cancelled"));
+        }
+        for &ticket in &self.tickets {
+            self.running.batcher.cancel(ticket);
+        }
+    }
+}
+
+/// Collects the answers of one call and wakes its task once, with the last.
+struct Gathering {
+    slots: Mutex<Slots>,
+    complete: Notify,
+}
+
+struct Slots {
+    results: Vec<Option<Result<Output, Unanswered>>>,
+    missing: usize,
+}
+
+impl Gathering {
+    fn new(items: usize) -> Self {
+        let results = (0..items).map(|_| None).collect();
+        Self { slots: Mutex::new(Slots { results, missing: items }), complete: Notify::new() }
+    }
+
+    fn put(&self, index: usize, result: Result<Output, Unanswered>) {
+        let mut slots = self.slots.lock();
+        if slots.results[index].replace(result).is_none() {
+            slots.missing -= 1;
+        }
+        if slots.missing == 0 {
+            drop(slots);
+            self.complete.notify_one();
+        }
+    }
+
+    async fn all(&self) -> Vec<Result<Output, Unanswered>> {
+        self.complete.notified().await;
+        let results = std::mem::take(&mut self.slots.lock().results);
+        results.into_iter().map(|result| result.unwrap_or(Err(Unanswered::Failed(Failure::Closed)))).collect()
+    }
+}
+
+fn cost(input: &Input) -> u32 {
+    match input {
+        Input::Tensors(_) => 1,
+        Input::Tokens(ids) => u32::try_from(ids.len()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Tensors are stacked, so all of a batch have the same shapes; token sequences are packed, whatever their
+/// lengths.
+fn shape_key(input: &Input) -> ShapeKey {
+    match input {
+        Input::Tokens(_) => ShapeKey::default(),
+        Input::Tensors(tensors) => {
+            let mut hasher = DefaultHasher::new();
+            tensors.iter().for_each(|tensor| tensor.shape.hash(&mut hasher));
+            ShapeKey(hasher.finish())
+        }
+    }
+}

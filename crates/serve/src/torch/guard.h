@@ -1,0 +1,34 @@
+// C++ exceptions must not cross into Rust: they become a text in the caller's buffer.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+
+namespace trustformers {
+
+inline void write_error(char* buffer, size_t capacity, const char* text) noexcept {
+  const size_t length = std::min(std::strlen(text), capacity - 1);
+  std::memcpy(buffer, text, length);
+  buffer[length] = '\0';
+}
+
+// The tensor `body` makes, owned by the caller, or null and a text in `error`.
+template <class Body>
+at::Tensor* tensor_or_error(char* error, size_t capacity, Body&& body) noexcept {
+  try {
+    return new at::Tensor(body());
+  } catch (const c10::Error& failure) {
+    write_error(error, capacity, failure.what_without_backtrace());
+  } catch (const std::exception& failure) {
+    write_error(error, capacity, failure.what());
+  } catch (...) {
+    write_error(error, capacity, "unknown C++ exception");
+  }
+  return nullptr;
+}
+
+}  // namespace trustformers

@@ -1,0 +1,105 @@
+"""TrustformeRS Serve: configure, launch and call the inference server from Python.
+
+- `ServerConfig`, `Server`: a server in this process, on Rust threads.
+- `Client`, `AsyncClient`: callers of a server anywhere.
+- `TrustformersError` and its subclasses: one class for each error code of the server.
+
+Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
+numpy are imported when a client is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from trustformers_serve import _libtorch
+
+# The extension is linked against these libraries and does not know where they are.
+_libtorch.load()
+
+from trustformers_serve._core import __version__  # noqa: E402
+from trustformers_serve.config import ServerConfig  # noqa: E402
+from trustformers_serve.errors import (  # noqa: E402
+    ApiError,
+    BodyTooLargeError,
+    ConfigError,
+    ConnectionBrokenError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    MalformedRequestError,
+    MethodNotAllowedError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    QueueFullError,
+    ReplyTimeoutError,
+    RequestTimeoutError,
+    RouteNotFoundError,
+    ServerNotReadyError,
+    ServerStartError,
+    ShuttingDownError,
+    TransportError,
+    TrustformersError,
+    UnexpectedReplyError,
+    UnsupportedMediaTypeError,
+    VersionNotFoundError,
+)
+from trustformers_serve.server import Server  # noqa: E402
+
+if TYPE_CHECKING:
+    from trustformers_serve.async_client import AsyncClient
+    from trustformers_serve.client import Client
+
+_LAZY = {
+    "AsyncClient": "trustformers_serve.async_client",
+    "Client": "trustformers_serve.client",
+}
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "BodyTooLargeError",
+    "Client",
+    "ConfigError",
+    "ConnectionBrokenError",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "InternalError",
+    "InvalidInputError",
+    "MalformedRequestError",
+    "MethodNotAllowedError",
+    "ModelFailedError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "QueueFullError",
+    "ReplyTimeoutError",
+    "RequestTimeoutError",
+    "RouteNotFoundError",
+    "Server",
+    "ServerConfig",
+    "ServerNotReadyError",
+    "ServerStartError",
+    "ShuttingDownError",
+    "TransportError",
+    "TrustformersError",
+    "UnexpectedReplyError",
+    "UnsupportedMediaTypeError",
+    "VersionNotFoundError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    # Kept, so that this function is asked only once for each name.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

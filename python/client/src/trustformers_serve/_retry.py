@@ -1,0 +1,54 @@
+"""Which failures are worth another try, and when. Nothing here waits or reads a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trustformers_serve._calls import Call, retry_after
+from trustformers_serve._codec import Reply
+from trustformers_serve.errors import ConnectionBrokenError, ConnectionFailedError, TransportError
+
+# Refused before they ran: the queue is full; the model or the server is not ready.
+_REFUSED = frozenset({429, 503})
+# Doubling ends here, so that many retries do not wait for minutes.
+_LONGEST_BACKOFF_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently; see `Client`."""
+
+    max_retries: int
+    retry_delay: float
+    longest_wait: float
+    """A server that asks for a longer wait than this is not waited for: its error is raised at once."""
+
+    def wait_seconds(
+        self, call: Call[Any], outcome: Reply | TransportError, retries: int, jitter: float
+    ) -> float | None:
+        """Seconds to wait before `call` is sent again, or None when `outcome` stands.
+
+        Only what cannot have run is repeated, and a GET, which may run twice.
+
+        Args:
+            call: What was sent.
+            outcome: What came of it.
+            retries: How often it has been repeated.
+            jitter: A random number in [0, 1) that spreads callers who failed together.
+        """
+        if retries >= self.max_retries:
+            return None
+        asked = 0.0
+        if isinstance(outcome, Reply):
+            if outcome.status not in _REFUSED or outcome.status in call.final_statuses:
+                return None
+            asked = retry_after(outcome) or 0.0
+        elif not isinstance(outcome, ConnectionFailedError) and not (
+            call.method == "GET" and isinstance(outcome, ConnectionBrokenError)
+        ):
+            return None
+        if asked > self.longest_wait:
+            return None
+        backoff = min(self.retry_delay * 2.0**retries, _LONGEST_BACKOFF_SECONDS)
+        return max(asked, backoff) * (1.0 + 0.25 * jitter)

@@ -1,0 +1,254 @@
+"""The client for threads: the server's routes as methods, over requests."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+from trustformers_serve import _calls
+from trustformers_serve._calls import Call, Options
+from trustformers_serve._codec import Reply
+from trustformers_serve._retry import RetryPolicy
+from trustformers_serve.errors import (
+    ConnectionBrokenError,
+    ConnectionFailedError,
+    ReplyTimeoutError,
+    TransportError,
+)
+from trustformers_serve.types import Health, ModelInfo, Priority, Readiness, Stats
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
+
+# Idle connections kept; more threads than this each still get one, which is then closed.
+_POOL_SIZE = 64
+
+
+class Client:
+    """Calls a server; usable from several threads, and as a context manager that closes it.
+
+    Arrays of numpy (and whatever else has `tolist`) may stand anywhere in the data of a request.
+    A failed call raises a `TrustformersError`: one class for each error code of the server, and a
+    `TransportError` where there was no reply.
+
+    What cannot have run is tried again: a refused connection, and the answers 429 and 503, whose
+    `Retry-After` is honoured. A request that may have run is never repeated, unless it is a GET.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 0.1,
+        verify_ssl: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Opens no connection yet.
+
+        Args:
+            base_url: Where the server is, with its path prefix if a proxy has one.
+            api_key: Sent as `Authorization: Bearer`.
+            timeout: Seconds for a connection, and for each silence while waiting for a reply. A server
+                that asks for a longer wait before a retry is not waited for.
+            max_retries: How often a request is repeated; 0 never.
+            retry_delay: Seconds before the first retry, doubled for each further one.
+            verify_ssl: Whether a certificate must be valid.
+            headers: Sent with every request.
+        """
+        self.base_url = base_url.rstrip("/")
+        self._timeout = timeout
+        self._policy = RetryPolicy(max_retries, retry_delay, timeout)
+        self._session = requests.Session()
+        self._session.verify = verify_ssl
+        self._session.headers.update(headers or {})
+        if api_key is not None:
+            self._session.auth = _BearerAuth(api_key)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=_POOL_SIZE, max_retries=0))
+
+    def predict(
+        self,
+        model: str,
+        data: Any,
+        *,
+        version: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        as_numpy: bool | None = None,
+    ) -> Any:
+        """Runs a model on one item.
+
+        Args:
+            model: Its name.
+            data: Of one input: nested lists or an array of the declared shape, without a batch
+                dimension. Of several: a dict of them by name. Of a text model: a string.
+            version: One version instead of the default one.
+            priority: How urgent it is.
+            timeout_ms: Milliseconds in which it must be answered; then it is dropped.
+            parameters: Of the model.
+            as_numpy: Whether the result is arrays; by default it is when `data` has any.
+
+        Returns:
+            The output: nested lists or an array, or a dict of them by name where there are several.
+            An array of floating point has float64, which holds what any model computes.
+
+        Raises:
+            InvalidInputError: The data does not fit; the message names input, expected and got.
+            ModelNotFoundError: There is no such model.
+            QueueFullError: The server is overloaded, and still was after the retries.
+            DeadlineExceededError: It was not answered in time.
+        """
+        return self._send(
+            _calls.predict(model, data, Options(version, priority, timeout_ms, parameters, as_numpy))
+        )
+
+    def predict_batch(
+        self,
+        model: str,
+        instances: Iterable[Any],
+        *,
+        version: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        as_numpy: bool | None = None,
+        raise_on_error: bool = True,
+    ) -> list[Any]:
+        """Runs a model on many items, which the server may batch together and with other requests.
+
+        Args:
+            model: Its name.
+            instances: The items, each as `data` of `predict`; the rows of an array.
+            version: As for `predict`, like the other options.
+            priority: How urgent they are.
+            timeout_ms: Milliseconds in which each must be answered.
+            parameters: Of the model.
+            as_numpy: Whether the results are arrays.
+            raise_on_error: Whether the first item that failed raises its error, with its place as
+                `index`. Otherwise errors stand in the list in place of their results, and only a
+                failure of the request as a whole is raised.
+
+        Returns:
+            The results in the order of the instances.
+        """
+        options = Options(version, priority, timeout_ms, parameters, as_numpy)
+        return self._send(_calls.predict_batch(model, instances, options, raise_on_error))
+
+    def embed(self, texts: str | Sequence[str], model: str | None = None) -> npt.NDArray[np.float32]:
+        """Vectors of texts, as an array [texts, dimensions]; one text gives one row.
+
+        The model may be left out where the server has only one for texts.
+        """
+        return self._send(_calls.embed(texts, model))
+
+    def models(self) -> list[ModelInfo]:
+        """Every model of the server."""
+        return self._send(_calls.models())
+
+    def model(self, name: str) -> ModelInfo:
+        """One model: its versions and their state, its inputs and outputs."""
+        return self._send(_calls.model(name))
+
+    def load_model(self, name: str, version: str | None = None) -> ModelInfo:
+        """Loads a model and returns when it serves; `ModelFailedError` has the reason if it cannot."""
+        return self._send(_calls.load_model(name, version))
+
+    def unload_model(self, name: str, version: str | None = None) -> ModelInfo:
+        """Unloads a model once it has answered the requests that it holds."""
+        return self._send(_calls.unload_model(name, version))
+
+    def health(self) -> Health:
+        """Whether the server answers, and its version."""
+        return self._send(_calls.health())
+
+    def ready(self) -> Readiness:
+        """Whether every model serves, and the state of each; true in a condition when they do."""
+        return self._send(_calls.ready())
+
+    def metrics(self) -> str:
+        """The metrics, in Prometheus' text format."""
+        return self._send(_calls.metrics())
+
+    def stats(self) -> Stats:
+        """The operator's view of each model's queue and batches."""
+        return self._send(_calls.stats())
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._session.close()
+
+    def __enter__(self) -> Client:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connections."""
+        self.close()
+
+    def _send(self, call: Call[T]) -> T:
+        for retries in count():
+            outcome = self._exchange(call)
+            wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
+            if wait is None:
+                if isinstance(outcome, TransportError):
+                    raise outcome
+                return call.read(outcome)
+            time.sleep(wait)
+        raise AssertionError("count() does not end")
+
+    def _exchange(self, call: Call[Any]) -> Reply | TransportError:
+        url = self.base_url + call.target
+        try:
+            response = self._session.request(
+                call.method,
+                url,
+                data=call.content,
+                headers=dict(call.headers),
+                timeout=self._timeout,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            failure = _failure(error)
+            failure.__cause__ = error
+            return failure
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, headers, response.content)
+
+
+def _failure(error: requests.RequestException) -> TransportError:
+    reason = error.args[0] if error.args else None
+    if isinstance(reason, MaxRetryError) and isinstance(reason.reason, NewConnectionError):
+        return ConnectionFailedError(f"cannot connect: {reason.reason}")
+    if isinstance(error, requests.ConnectTimeout):
+        return ConnectionFailedError(f"cannot connect: {error}")
+    if isinstance(error, requests.Timeout):
+        return ReplyTimeoutError(f"no reply in time: {error}")
+    return ConnectionBrokenError(f"no reply: {error}")
+
+
+class _BearerAuth(AuthBase):
+    """A header set as authentication, because requests lets a netrc file replace a plain header."""
+
+    def __init__(self, api_key: str) -> None:
+        self._value = f"Bearer {api_key}"
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._value
+        return request

@@ -1,0 +1,229 @@
+"""Every exception that this package raises, and the one table from the server's error codes to them.
+
+TrustformersError
+    ConfigError                 a configuration that the server refuses
+    ServerStartError            a server that could not start
+        ServerNotReadyError     it started, but a model failed or still loads
+    TransportError              no reply came
+        ConnectionFailedError   nothing was sent; safe to repeat
+        ConnectionBrokenError   the request may have run
+        ReplyTimeoutError       the request may have run, and may still
+    UnexpectedReplyError        a reply that this server does not give
+    ApiError                    an error reply of the server, by its code:
+        MalformedRequestError, ModelNotFoundError, ... (see ERROR_BY_CODE)
+"""
+
+from __future__ import annotations
+
+
+class TrustformersError(Exception):
+    """Base of every exception of this package; `str()` is the server's own message.
+
+    Attributes:
+        message: What happened, in the words of whoever noticed it.
+        code: The server's error code ("queue_full"), or None where there was no error reply.
+        status: The HTTP status of the reply, or None where there was none.
+        request_id: The id under which the server's log has the request, or None.
+        retry_after: Seconds after which the server asks to try again, or None.
+        index: Which instance of `predict_batch` failed, or None.
+    """
+
+    code: str | None = None
+    status: int | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        index: int | None = None,
+    ) -> None:
+        """Keeps what is known of the failure; see the attributes of the class."""
+        super().__init__(message)
+        self.message = message
+        if status is not None:
+            self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.index = index
+
+
+class ConfigError(TrustformersError, ValueError):
+    """A configuration that the server refuses; the message names the place, the key and the remedy."""
+
+
+class ServerStartError(TrustformersError):
+    """A server that could not start: its address is taken, say, or the device asked for is absent."""
+
+
+class ServerNotReadyError(ServerStartError):
+    """A server that started, with models that failed to load or still load; the message names them."""
+
+
+class TransportError(TrustformersError):
+    """No reply came."""
+
+
+class ConnectionFailedError(TransportError):
+    """No connection was made and nothing was sent, so the request did not run."""
+
+
+class ConnectionBrokenError(TransportError):
+    """The connection ended before the reply did; the request may have run."""
+
+
+class ReplyTimeoutError(TransportError):
+    """No reply within the client's `timeout`; the request may have run, or may still run."""
+
+
+class UnexpectedReplyError(TrustformersError):
+    """A reply that this server does not give: something else listens there, or a proxy answered."""
+
+
+class ApiError(TrustformersError):
+    """An error reply of the server; a code unknown to this version of the client has this class itself."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        index: int | None = None,
+    ) -> None:
+        """Keeps what the reply said; `code` and `status` default to those of the class."""
+        super().__init__(message, status=status, request_id=request_id, retry_after=retry_after, index=index)
+        if code is not None:
+            self.code = code
+
+
+class MalformedRequestError(ApiError):
+    """The body is not JSON or MessagePack, or lacks a field."""
+
+    code = "malformed_request"
+    status = 400
+
+
+class ModelNotFoundError(ApiError):
+    """The server has no model of that name."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class VersionNotFoundError(ApiError):
+    """The model has no such version."""
+
+    code = "version_not_found"
+    status = 404
+
+
+class RouteNotFoundError(ApiError):
+    """The server has no such route: another version of it, or another base URL."""
+
+    code = "route_not_found"
+    status = 404
+
+
+class MethodNotAllowedError(ApiError):
+    """The route has no such method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class RequestTimeoutError(ApiError):
+    """The body arrived too slowly."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class BodyTooLargeError(ApiError):
+    """The body is larger than `server.max_body_size`."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class UnsupportedMediaTypeError(ApiError):
+    """The body's media type is neither JSON nor MessagePack."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class InvalidInputError(ApiError):
+    """The data does not fit the model's inputs, or can never fit its limits."""
+
+    code = "invalid_input"
+    status = 422
+
+
+class QueueFullError(ApiError):
+    """The model's queue is full; `retry_after` says when to try again."""
+
+    code = "queue_full"
+    status = 429
+
+
+class InternalError(ApiError):
+    """The server failed; its log has the reason under `request_id`."""
+
+    code = "internal"
+    status = 500
+
+
+class ModelFailedError(ApiError):
+    """The model failed to run or to load; the message has its reason."""
+
+    code = "model_failed"
+    status = 500
+
+
+class ModelNotReadyError(ApiError):
+    """The model is loading, unloaded or failed."""
+
+    code = "model_not_ready"
+    status = 503
+
+
+class ShuttingDownError(ApiError):
+    """The server finishes what is in flight and takes no more."""
+
+    code = "shutting_down"
+    status = 503
+
+
+class DeadlineExceededError(ApiError):
+    """The request waited or ran longer than its `timeout_ms` or the server's `request_timeout`."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
+ERROR_BY_CODE: dict[str, type[ApiError]] = {
+    str(error.code): error
+    for error in (
+        MalformedRequestError,
+        ModelNotFoundError,
+        VersionNotFoundError,
+        RouteNotFoundError,
+        MethodNotAllowedError,
+        RequestTimeoutError,
+        BodyTooLargeError,
+        UnsupportedMediaTypeError,
+        InvalidInputError,
+        QueueFullError,
+        InternalError,
+        ModelFailedError,
+        ModelNotReadyError,
+        ShuttingDownError,
+        DeadlineExceededError,
+    )
+}
+"""The exception of each error code of the server."""
