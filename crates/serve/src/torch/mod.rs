@@ -6,5 +6,7 @@ pub mod attention;
 mod guard;
 pub mod linear;
 pub mod mapped;
+pub mod module;
 pub mod shim;
+pub mod tensor;
 pub mod device;
