@@ -77,7 +77,10 @@ impl Running {
     pub(crate) fn stats(&self, model: &str) -> Value {
         let stats = self.get("/admin/stats").json();
         let models = stats["models"].as_array().expect("a list").clone();
-        models.into_iter().rfind(|entry| entry["name"] == model).unwrap_or_else(|| panic!("no {model} in {stats}"))
+        models
+            .into_iter()
+            .rfind(|entry| entry["name"] == model)
+            .unwrap_or_else(|| panic!("no {model} in {stats}"))
     }
 
     /// The value of one sample of `/metrics`; 0 when it is not there.

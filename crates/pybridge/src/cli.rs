@@ -10,5 +10,5 @@ use pyo3::prelude::*;
 /// still be called after them, so the caller restores the default first.
 #[pyfunction]
 pub(crate) fn run_cli(py: Python<'_>, args: Vec<OsString>) -> u8 {
-    py.detach(|| trustformers_serve::cli::run(args))
+    py.detach(|| trustformers_serve::commands::run(args))
 }

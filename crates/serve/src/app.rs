@@ -47,7 +47,13 @@ impl App {
         let metrics = Metrics::new()?;
         let registry = Registry::new(settings, &metrics)?;
         let server = settings.server.clone();
-        Ok(Self { settings: server, registry, metrics, started: Instant::now(), draining: AtomicBool::new(false) })
+        Ok(Self {
+            settings: server,
+            registry,
+            metrics,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Whether the server is shutting down.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
@@ -48,7 +48,7 @@ fn fail(message: impl fmt::Display) -> u8 {
 }
 
 fn perform(cli: &Cli) -> Result<u8, String> {
-    let mut settings = cli.settings(std::env::vars()).map_err(|error| error.to_string())?;
+    let mut settings = cli.settings(environment()).map_err(|error| error.to_string())?;
     match cli.action() {
         Action::Validate => say(&cli.validation_line(&settings)),
         Action::PrintConfig => say(settings.to_toml().trim_end()),
@@ -61,6 +61,12 @@ fn perform(cli: &Cli) -> Result<u8, String> {
         }
         Action::Serve => serve(&settings),
     }
+}
+
+/// Variables that are not text cannot be settings.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// A closed pipe, as of `| head`, is not an error.
@@ -78,7 +84,11 @@ fn log_to_stderr(logging: &LoggingSettings) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
     // Fails where a subscriber is installed already: in a Python process that served before.
     drop(match logging.format {
         LogFormat::Text => builder.try_init(),
@@ -139,9 +149,11 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn health_check(settings: &Settings) -> Result<u8, String> {
     let (host, port) = (&settings.server.host, settings.server.port);
-    let reply = ask_readiness(host, port).map_err(|error| format!("no server answers on {host}:{port}: {error}"))?;
+    let reply =
+        ask_readiness(host, port).map_err(|error| format!("no server answers on {host}:{port}: {error}"))?;
     let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let status: Value = serde_json::from_str(body).map_err(|_| format!("{host}:{port} is not this server"))?;
+    let status: Value =
+        serde_json::from_str(body).map_err(|_| format!("{host}:{port} is not this server"))?;
     let word = status["status"].as_str().unwrap_or("unknown");
     say(&format!("{host}:{port} is {word}"))?;
     Ok(if reply.starts_with("HTTP/1.1 200") { OK } else { FAILED })
@@ -219,7 +231,8 @@ fn welcome(server: &Server, settings: &Settings) -> String {
 }
 
 fn ready_line(server: &Server) -> String {
-    let failed = server.app().registry.versions().filter(|version| matches!(version.state(), State::Failed(_)));
+    let failed =
+        server.app().registry.versions().filter(|version| matches!(version.state(), State::Failed(_)));
     let mut text = match failed.count() {
         0 => "ready".to_owned(),
         failed => format!("{failed} of the models failed to load, the others are ready"),

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(trustformers_serve::cli::run(std::env::args_os().collect()))
+    ExitCode::from(trustformers_serve::commands::run(std::env::args_os().collect()))
 }

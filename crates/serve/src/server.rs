@@ -127,7 +127,8 @@ impl Server {
                 return Err(StartError::NotReady(failure));
             }
             if Instant::now() >= deadline || self.wait(POLL) {
-                let waiting: Vec<_> = self.loading().map(|version| format!("\"{}\"", version.model())).collect();
+                let waiting: Vec<_> =
+                    self.loading().map(|version| format!("\"{}\"", version.model())).collect();
                 return Err(StartError::NotReady(format!("still loading: {}", waiting.join(", "))));
             }
         }

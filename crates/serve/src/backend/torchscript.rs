@@ -74,7 +74,10 @@ fn read(options: &TorchScriptOptions) -> Result<Loaded, LoadError> {
         let mut model = TorchScript::new(Arc::clone(&module), options);
         warmup::run(&mut model, options)?;
         if module.is_stateless() {
-            let shared = || TorchScript { outputs: model.outputs.clone(), ..TorchScript::new(Arc::clone(&module), options) };
+            let shared = || TorchScript {
+                outputs: model.outputs.clone(),
+                ..TorchScript::new(Arc::clone(&module), options)
+            };
             models.extend((1..options.instances).map(|_| shared()));
         }
         outputs.clone_from(&model.outputs);
@@ -162,9 +165,15 @@ impl TorchScript {
         if !names.is_empty() {
             let position = |spec: &TensorSpec| names.iter().position(|name| *name == spec.name);
             return (self.outputs.iter())
-                .map(|spec| position(spec).map(|index| tensors[index].shallow_clone()).ok_or_else(|| {
-                    ModelError(format!("output \"{}\" is missing; it answers {}", spec.name, names.join(", ")))
-                }))
+                .map(|spec| {
+                    position(spec).map(|index| tensors[index].shallow_clone()).ok_or_else(|| {
+                        ModelError(format!(
+                            "output \"{}\" is missing; it answers {}",
+                            spec.name,
+                            names.join(", ")
+                        ))
+                    })
+                })
                 .collect();
         }
         if tensors.len() != self.outputs.len() {
@@ -184,7 +193,11 @@ fn check(spec: &TensorSpec, batch: &Tensor) -> Result<(), String> {
     }
     let fits = sizes.len() == spec.shape.len() + 1
         && spec.shape.iter().zip(&sizes[1..]).all(|(declared, size)| *declared == -1 || declared == size);
-    if fits { Ok(()) } else { Err(format!("shape {:?} is declared for an item, but the batch is {sizes:?}", spec.shape)) }
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("shape {:?} is declared for an item, but the batch is {sizes:?}", spec.shape))
+    }
 }
 
 impl Model for TorchScript {

@@ -58,7 +58,8 @@ fn split_assignment(text: &str) -> Option<(&str, &str)> {
 
 /// The names of a dotted TOML key, which may be quoted.
 fn parse_key(key: &str) -> Option<Vec<String>> {
-    if key.contains(['\n', '=', '[', '#']) {
+    // One line cannot open another table or hold a second key.
+    if key.contains('\n') {
         return None;
     }
     let text = format!("{key} = 0");
@@ -113,6 +114,105 @@ fn nest(path: &[String], leaf: Node, source: &Source) -> Table {
         [key, rest @ ..] => {
             let inner = Value::Table(nest(rest, leaf, source));
             Table::from([(key.clone(), Node { value: inner, source: source.clone(), raw: None })])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::dotted;
+    use super::*;
+
+    /// The one leaf of a layer, as `key = value`.
+    fn leaf(mut table: Table) -> String {
+        let mut path = Vec::new();
+        loop {
+            assert_eq!(table.len(), 1);
+            let (key, node) = table.pop_first().unwrap();
+            path.push(key);
+            match node.value {
+                Value::Table(inner) if node.raw.is_none() => table = inner,
+                value => return format!("{} = {value}", dotted(&path)),
+            }
+        }
+    }
+
+    fn variable(name: &str, models: &[&str]) -> String {
+        let models: Vec<String> = models.iter().map(|name| (*name).to_owned()).collect();
+        leaf(parse_variable(name, "1", &models).unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_variable_names_its_key_between_double_underscores() {
+        assert_eq!(
+            variable("TRUSTFORMERS_SERVE__BATCHING__MAX_BATCH_SIZE", &[]),
+            "batching.max_batch_size = the integer 1"
+        );
+        assert_eq!(variable("TRUSTFORMERS_SERVE__MODEL_REPOSITORY", &[]), "model_repository = the integer 1");
+    }
+
+    #[test]
+    fn other_variables_are_not_ours() {
+        for name in ["HOME", "TRUSTFORMERS_SERVE", "TRUSTFORMERS_SERVE_PORT", "XTRUSTFORMERS_SERVE__A"] {
+            assert!(parse_variable(name, "1", &[]).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_models_name_is_found_without_regard_to_case_and_marks() {
+        let models = ["Bert", "all-MiniLM.v2"];
+        assert_eq!(
+            variable("TRUSTFORMERS_SERVE__MODELS__BERT__WARMUP", &models),
+            "models.Bert.warmup = the integer 1"
+        );
+        assert_eq!(
+            variable("TRUSTFORMERS_SERVE__MODELS__ALL_MINILM_V2__WARMUP", &models),
+            "models.\"all-MiniLM.v2\".warmup = the integer 1"
+        );
+        assert_eq!(
+            variable("TRUSTFORMERS_SERVE__MODELS__Other__WARMUP", &models),
+            "models.other.warmup = the integer 1"
+        );
+    }
+
+    #[test]
+    fn a_variable_without_a_key_is_refused() {
+        for name in ["TRUSTFORMERS_SERVE__", "TRUSTFORMERS_SERVE__SERVER__"] {
+            assert_eq!(
+                parse_variable(name, "1", &[]).unwrap().unwrap_err().to_string(),
+                format!(
+                    "environment variable {name}: names no key; \
+                     write TRUSTFORMERS_SERVE__BATCHING__MAX_BATCH_SIZE=64"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn set_takes_a_dotted_key_whose_names_may_be_quoted() {
+        for (text, expected) in [
+            ("a.b=1", "a.b = the integer 1"),
+            ("a = x=y", "a = the string \"x=y\""),
+            ("models.\"x.y=z\".device=cpu", "models.\"x.y=z\".device = the string \"cpu\""),
+            ("a.b={c=1}", "a.b = a table"),
+        ] {
+            assert_eq!(leaf(Override::set(text).parse().unwrap()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn set_without_key_or_value_shows_the_form() {
+        let form = "write --set batching.max_batch_size=64";
+        for (text, reason) in [
+            ("port", "there is no `=` in it"),
+            ("=1", "`` is not a dotted key"),
+            ("a..b=1", "`a..b` is not a dotted key"),
+            ("[a]\nb=1", "`[a]\nb` is not a dotted key"),
+        ] {
+            assert_eq!(
+                Override::set(text).parse().unwrap_err().to_string(),
+                format!("flag --set {text}: {reason}; {form}")
+            );
         }
     }
 }

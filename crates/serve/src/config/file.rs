@@ -105,3 +105,71 @@ impl Lines {
         self.0.partition_point(|&end| end < offset) + 1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node<'a>(table: &'a Table, path: &[&str]) -> &'a Node {
+        let node = &table[path[0]];
+        match (&node.value, &path[1..]) {
+            (_, []) => node,
+            (Value::Table(inner), rest) => self::node(inner, rest),
+            (value, rest) => panic!("{value} has no {rest:?}"),
+        }
+    }
+
+    #[test]
+    fn every_value_knows_its_line() {
+        let text = "# comment\r\na = 1\n\n[b]\nc = [\n  1,\n  2,\n]\nd.e = 'x'\n[f.g]\n";
+        let root = Document::new("t", text, "").parse().unwrap();
+        for (path, line) in
+            [(&["a"][..], 2), (&["b"], 4), (&["b", "c"], 5), (&["b", "d", "e"], 9), (&["f", "g"], 10)]
+        {
+            assert_eq!(node(&root, path).source.to_string(), format!("t:{line}"), "{path:?}");
+        }
+        let Value::Array(items) = &node(&root, &["b", "c"]).value else { panic!("not an array") };
+        assert_eq!(items[1].source.to_string(), "t:7");
+    }
+
+    #[test]
+    fn numbers_keep_their_value() {
+        let text = "a = 1_000\nb = 0xff\nc = -7\nd = 99999999999999999999\ne = 2.5";
+        let root = Document::new("t", text, "").parse().unwrap();
+        for (key, number) in [("a", 1000), ("b", 255), ("c", -7), ("d", 99_999_999_999_999_999_999)] {
+            assert_eq!(root[key].value, Value::Integer(number), "{key}");
+        }
+        assert_eq!(root["e"].value, Value::Float(2.5));
+    }
+
+    #[test]
+    fn what_is_not_toml_is_told_with_its_line() {
+        for (text, expected) in [
+            (
+                "[server]\nport = \n",
+                "t:2: not valid TOML: string values must be quoted, expected literal string",
+            ),
+            ("a = 1\na = 2", "t:2: not valid TOML: duplicate key"),
+            ("a = 1\n[b\n", "t:2: not valid TOML: unclosed table, expected `]`"),
+        ] {
+            assert_eq!(Document::new("t", text, "").parse().unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_typed_value_is_toml_or_else_text() {
+        let source = Source::Flag("--set x".to_owned());
+        for (text, value) in [
+            ("64", Value::Integer(64)),
+            ("true", Value::Boolean(true)),
+            ("\"a b\"", Value::Text("a b".to_owned())),
+            ("50ms", Value::Text("50ms".to_owned())),
+            ("cuda:0", Value::Text("cuda:0".to_owned())),
+            ("[1", Value::Text("[1".to_owned())),
+            ("1 = 2", Value::Text("1 = 2".to_owned())),
+            ("", Value::Text(String::new())),
+        ] {
+            assert_eq!(typed(text, &source).value, value, "{text}");
+        }
+    }
+}

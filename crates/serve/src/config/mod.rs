@@ -23,6 +23,8 @@ mod key_tests;
 mod kinds;
 mod print;
 mod resolve;
+#[cfg(test)]
+mod resolve_tests;
 mod section;
 mod tree;
 mod units;

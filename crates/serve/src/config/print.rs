@@ -15,7 +15,11 @@ pub(super) fn to_toml(leaves: &[Leaf]) -> String {
         text.push_str(&match &leaf.value {
             // A flag may hold a line break, which must not end the comment.
             Some(value) => {
-                format!("{} = {value} # {}\n", leaf.key, leaf.source.to_string().escape_debug())
+                format!(
+                    "{} = {value} # {}\n",
+                    leaf.key,
+                    leaf.source.to_string().replace(char::is_control, " ")
+                )
             }
             None => format!("# {} is not set\n", leaf.key),
         });

@@ -73,7 +73,11 @@ pub(super) fn resolve(
             Err(error) => errors.push(error),
         }
     }
-    if models(&root).is_empty() && !root.contains_key("model_repository") {
+    let no_models = match root.get("models") {
+        None => true,
+        Some(node) => matches!(&node.value, Value::Table(models) if models.is_empty()),
+    };
+    if no_models && !root.contains_key("model_repository") {
         let empty = || Node { value: Value::Table(Table::new()), source: Source::Default, raw: None };
         let builtins = BUILTIN_MODELS.iter().map(|name| ((*name).to_owned(), empty())).collect();
         let builtins = Node { value: Value::Table(builtins), source: Source::Default, raw: None };
@@ -154,7 +158,7 @@ fn read(report: &mut Report, root: &Table, machine: &Machine) -> Settings {
             for name in s.names() {
                 let model = s.section(&name, |s| {
                     if !is_name(&name) {
-                        s.invalid_table(format!("has a name that {NAME_RULE}"));
+                        s.invalid_table(NAME_RULE);
                     }
                     read_model(s, &name, Place::Configuration, device.default, own_batching)
                 });
@@ -201,14 +205,18 @@ fn read_batching(s: &mut Section<'_>) -> BatchingSettings {
 }
 
 fn check_batching(s: &mut Section<'_>, settings: &BatchingSettings) {
-    if settings.mode == Mode::Fixed && settings.dispatch == Dispatch::Eager {
+    let fixed = settings.mode == Mode::Fixed;
+    if fixed && settings.dispatch == Dispatch::Eager && s.decides(&["mode", "dispatch"]) {
         let mode = s.source("mode");
         s.invalid(
             "dispatch",
             format!("is \"eager\", but mode is \"fixed\" ({mode}): a fixed batch waits for its window"),
         );
     }
-    if settings.mode == Mode::Fixed && settings.max_queue_size < settings.max_batch_size {
+    if fixed
+        && settings.max_queue_size < settings.max_batch_size
+        && s.decides(&["mode", "max_queue_size", "max_batch_size"])
+    {
         let (queue, batch) = (settings.max_queue_size, settings.max_batch_size);
         let at = s.source("max_batch_size");
         s.invalid(
@@ -218,6 +226,7 @@ fn check_batching(s: &mut Section<'_>, settings: &BatchingSettings) {
     }
     if let (Some(batch), Some(queue)) = (settings.max_batch_tokens, settings.max_queue_tokens)
         && queue < batch
+        && s.decides(&["max_batch_tokens", "max_queue_tokens"])
     {
         let at = s.source("max_batch_tokens");
         s.invalid(

@@ -62,6 +62,12 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// Whether it is here that one of `keys` is decided: a contradiction that a model inherits
+    /// whole is reported where it is, once.
+    pub(super) fn decides(&self, keys: &[&str]) -> bool {
+        self.inherited.is_empty() || keys.iter().any(|key| self.has(key))
+    }
+
     /// The names of all entries.
     pub(super) fn names(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
@@ -221,8 +227,8 @@ impl<'a> Section<'a> {
         let siblings = self.asked.iter().map(|sibling| (near(key, sibling), self.full(sibling)));
         let others = self.report.candidates.iter().map(|candidate| {
             let last = candidate.rsplit('.').next().unwrap_or(candidate);
-            // A key of this table is meant sooner than an equally near one of another.
-            (near(key, last) * 0.95, candidate.clone())
+            // A key of this table is meant, unless it is exactly one of another.
+            (if key == last { 0.95 } else { near(key, last) * 0.8 }, candidate.clone())
         });
         let best = |(best, name): (f64, String), (score, other): (f64, String)| {
             if score > best { (score, other) } else { (best, name) }

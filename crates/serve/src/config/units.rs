@@ -62,7 +62,7 @@ fn show(amount: u128, units: &[(&str, u128)], zero: &str) -> String {
     if amount == 0 {
         return format!("0{zero}");
     }
-    match units.iter().rev().find(|(_, scale)| amount % scale == 0) {
+    match units.iter().rev().find(|(_, scale)| amount.is_multiple_of(*scale)) {
         Some((unit, scale)) => format!("{}{unit}", amount / scale),
         // Below a microsecond: the only fractions that no whole number of a unit can say.
         None => {

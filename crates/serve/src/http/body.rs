@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::header::CONTENT_LENGTH;
 use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::time::timeout_at;
@@ -22,8 +22,10 @@ pub(super) async fn read(
     limit: u64,
     deadline: Instant,
 ) -> Result<Bytes, ApiError> {
-    let declared: Option<u64> =
-        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
+    let declared: Option<u64> = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse().ok());
     if declared.is_some_and(|declared| declared > limit) {
         linger(body).await;
         return Err(too_large(limit));

@@ -123,9 +123,10 @@ impl ApiError {
     pub fn into_reply(self, style: ErrorStyle, request_id: &str) -> Response {
         let (name, status) = self.code.on_the_wire();
         let (status, body) = match style {
-            ErrorStyle::Own => {
-                (status, json(&OwnBody { error: OwnError { code: name, message: &self.message, request_id } }))
-            }
+            ErrorStyle::Own => (
+                status,
+                json(&OwnBody { error: OwnError { code: name, message: &self.message, request_id } }),
+            ),
             ErrorStyle::OpenAi => {
                 let status =
                     if status == StatusCode::UNPROCESSABLE_ENTITY { StatusCode::BAD_REQUEST } else { status };

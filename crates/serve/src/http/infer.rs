@@ -36,7 +36,8 @@ impl Terms {
             Some(milliseconds) => Some(milliseconds),
             None => header(headers, "x-timeout-ms")?.map(parse_timeout).transpose()?,
         };
-        let timeout = timeout_ms.map_or(longest, |milliseconds| Duration::from_millis(milliseconds).min(longest));
+        let timeout =
+            timeout_ms.map_or(longest, |milliseconds| Duration::from_millis(milliseconds).min(longest));
         Ok(Self { priority, deadline: arrived + timeout })
     }
 }
@@ -154,7 +155,8 @@ pub(super) async fn infer(
     answers
         .into_iter()
         .map(|answer| {
-            let answer = answer.unwrap_or_else(|| Err(ApiError::new(Code::ModelNotReady, "the model is reloading")));
+            let answer =
+                answer.unwrap_or_else(|| Err(ApiError::new(Code::ModelNotReady, "the model is reloading")));
             metrics.ended(answer.as_ref().err().map(|error| error.code.name()));
             answer
         })

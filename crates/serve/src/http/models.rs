@@ -38,7 +38,10 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 /// `GET /models/{name}`
-pub(super) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn one(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     Ok(Json(describe(app.registry.model(&name)?)))
 }
 
@@ -82,7 +85,9 @@ pub(crate) fn describe(model: &Model) -> Value {
     let versions: Vec<_> = model
         .versions()
         .iter()
-        .map(|version| describe_version(version, default.is_some_and(|default| Arc::ptr_eq(default, version))))
+        .map(|version| {
+            describe_version(version, default.is_some_and(|default| Arc::ptr_eq(default, version)))
+        })
         .collect();
     let mut entry = json!({ "name": model.name(), "versions": versions });
     if let Some(running) = default.and_then(|version| version.ready()) {

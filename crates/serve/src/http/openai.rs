@@ -74,7 +74,10 @@ struct Usage {
 }
 
 /// `POST /v1/embeddings`
-pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Result<Json<EmbeddingsReply>, ApiError> {
+pub(super) async fn embeddings(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<EmbeddingsReply>, ApiError> {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     if Format::of_request(&parts.headers)? != Format::Json {
@@ -97,7 +100,11 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
     })
 }
 
-async fn embed(version: &Version, asked: EmbeddingsRequest, terms: Terms) -> Result<Json<EmbeddingsReply>, ApiError> {
+async fn embed(
+    version: &Version,
+    asked: EmbeddingsRequest,
+    terms: Terms,
+) -> Result<Json<EmbeddingsReply>, ApiError> {
     let running = ready(version)?;
     let inputs = inputs_of(version, &running, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
@@ -129,8 +136,9 @@ async fn inputs_of(
     running: &Running,
     input: EmbeddingsInput,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
-    let tokenizer = tokenizer(running)
-        .ok_or_else(|| ApiError::invalid(format!("model \"{}\" does not make embeddings", version.model())))?;
+    let tokenizer = tokenizer(running).ok_or_else(|| {
+        ApiError::invalid(format!("model \"{}\" does not make embeddings", version.model()))
+    })?;
     let check = |ids: Vec<u32>| {
         tokenizer.check_ids(&ids).map_err(|error| ApiError::invalid(error.to_string()))?;
         Ok(Input::Tokens(ids))
@@ -156,9 +164,13 @@ fn embedding_value(
         return Err(ApiError::new(Code::ModelFailed, "the model returned no embedding"));
     };
     if dimensions.is_some_and(|asked| asked != tensor.elements()) {
-        return Err(ApiError::invalid(format!("the model's embeddings have {} dimensions", tensor.elements())));
+        return Err(ApiError::invalid(format!(
+            "the model's embeddings have {} dimensions",
+            tensor.elements()
+        )));
     }
-    let floats = tensor.data.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let floats =
+        tensor.data.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     Ok(match format {
         EncodingFormat::Float => EmbeddingValue::Float(floats.collect()),
         EncodingFormat::Base64 => {

@@ -40,7 +40,10 @@ pub(super) async fn by_body(State(app): State<Arc<App>>, request: Request) -> Re
 }
 
 /// `POST /v1/inference/batch`: the same for `instances` only.
-pub(super) async fn by_body_many(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn by_body_many(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     through_body(&app, request, Shape::Many).await
 }
 
@@ -168,7 +171,8 @@ struct Reply<'a> {
 
 impl Reply<'_> {
     fn one(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
-        let output = results.into_iter().next().unwrap_or_else(|| Err(no_result())).map_err(already_counted)?;
+        let output =
+            results.into_iter().next().unwrap_or_else(|| Err(no_result())).map_err(already_counted)?;
         let body = format.write(&Single {
             data: Outputs { specs: self.outputs, tensors: &output },
             model: self.version.model(),
@@ -188,9 +192,9 @@ impl Reply<'_> {
             .iter()
             .map(|result| match result {
                 Ok(tensors) => Prediction::Data { data: Outputs { specs: self.outputs, tensors } },
-                Err(error) => {
-                    Prediction::Error { error: ItemError { code: error.code.name(), message: &error.message } }
-                }
+                Err(error) => Prediction::Error {
+                    error: ItemError { code: error.code.name(), message: &error.message },
+                },
             })
             .collect();
         let body =

@@ -20,7 +20,9 @@ impl RequestId {
         headers
             .get("x-request-id")
             .and_then(|value| value.to_str().ok())
-            .filter(|id| !id.is_empty() && id.len() <= LONGEST && id.bytes().all(|byte| byte.is_ascii_graphic()))
+            .filter(|id| {
+                !id.is_empty() && id.len() <= LONGEST && id.bytes().all(|byte| byte.is_ascii_graphic())
+            })
             .map_or_else(Self::new, |id| Self(id.into()))
     }
 

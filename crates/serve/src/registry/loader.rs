@@ -19,7 +19,11 @@ use crate::tensor::TensorSpec;
 use crate::torch::device;
 
 /// The version, ready to answer, or the reason why not. Blocks for as long as loading takes.
-pub(super) fn load(source: &Source, threads: usize, metrics: &Arc<VersionMetrics>) -> Result<Running, String> {
+pub(super) fn load(
+    source: &Source,
+    threads: usize,
+    metrics: &Arc<VersionMetrics>,
+) -> Result<Running, String> {
     let started = Instant::now();
     let settings = &source.settings;
     let device = device::select(settings.device.into()).map_err(|error| error.to_string())?;
@@ -50,7 +54,9 @@ pub(super) fn load(source: &Source, threads: usize, metrics: &Arc<VersionMetrics
 fn read(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
     let settings = &source.settings;
     match source.format {
-        Format::Torchscript => torchscript(source, &source.path, &settings.inputs, &settings.outputs, threads, device),
+        Format::Torchscript => {
+            torchscript(source, &source.path, &settings.inputs, &settings.outputs, threads, device)
+        }
         Format::Huggingface => huggingface(source, &source.path, threads, device),
         Format::Builtin => match settings.delay {
             Some(delay) => {
@@ -68,7 +74,9 @@ fn read_builtin(source: &Source, threads: usize, device: tch::Device) -> Result<
     let path = source.path.join(model.file);
     if !path.exists() {
         let path = path.display();
-        return Err(format!("{path} is not there: `python -m trustformers_serve.builtin` makes the built-in models"));
+        return Err(format!(
+            "{path} is not there: `python -m trustformers_serve.builtin` makes the built-in models"
+        ));
     }
     match model.format {
         Format::Huggingface => huggingface(source, &path, threads, device),

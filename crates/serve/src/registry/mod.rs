@@ -67,7 +67,8 @@ impl Registry {
     pub fn new(settings: &Settings, metrics: &Metrics) -> Result<Self, SourceError> {
         let sources = sources::find(settings)?;
         let cores = settings.device.threads;
-        let shares: usize = sources.iter().filter(|source| source.uses_torch()).map(|s| s.settings.instances).sum();
+        let shares: usize =
+            sources.iter().filter(|source| source.uses_torch()).map(|s| s.settings.instances).sum();
         let mut models: BTreeMap<String, Model> = BTreeMap::new();
         for source in sources {
             let threads = source.settings.threads.unwrap_or_else(|| (cores / shares.max(1)).max(1));

@@ -136,7 +136,9 @@ fn has_driver() -> bool {
 /// Where the libtorch_cpu.so of this process lies.
 fn libtorch_folder() -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().find_map(|line| line.find('/').map(|at| &line[at..]).filter(|path| path.ends_with("/libtorch_cpu.so")))?;
+    let path = maps.lines().find_map(|line| {
+        line.find('/').map(|at| &line[at..]).filter(|path| path.ends_with("/libtorch_cpu.so"))
+    })?;
     Path::new(path).parent().map(Path::to_owned)
 }
 

@@ -3,10 +3,10 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+pub mod device;
 mod guard;
 pub mod linear;
 pub mod mapped;
 pub mod module;
 pub mod shim;
 pub mod tensor;
-pub mod device;

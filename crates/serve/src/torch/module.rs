@@ -121,13 +121,7 @@ impl Module {
         let mut error = ptr::null_mut();
         // SAFETY: `module` and the tensors are alive during the call; a failure leaves a text in `error`.
         let outputs = unsafe {
-            tfs_module_forward(
-                self.module.as_ptr(),
-                inputs.as_ptr(),
-                inputs.len(),
-                optimize,
-                &raw mut error,
-            )
+            tfs_module_forward(self.module.as_ptr(), inputs.as_ptr(), inputs.len(), optimize, &raw mut error)
         };
         if outputs.is_null() {
             // SAFETY: null was answered, so `error` holds a text that is ours.
@@ -200,14 +194,14 @@ mod tests {
              Traceback of TorchScript, serialized code (most recent call last):\n  \
              File \"code/m.py\", line 3, in forward\n    return torch.mm(x, y)\n           ~~~ <--- HERE\n\
              RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4)\nmore\n";
-        assert_eq!(
-            first_meaningful_line(text),
-            "mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4)"
-        );
+        assert_eq!(first_meaningful_line(text), "mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4)");
     }
 
     #[test]
     fn another_error_is_its_first_line_that_says_something() {
-        assert_eq!(first_meaningful_line("\nUnknown builtin op: a::b.\nHere:\n"), "Unknown builtin op: a::b.");
+        assert_eq!(
+            first_meaningful_line("\nUnknown builtin op: a::b.\nHere:\n"),
+            "Unknown builtin op: a::b."
+        );
     }
 }

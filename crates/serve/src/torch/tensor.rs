@@ -290,7 +290,10 @@ mod tests {
     fn the_rows_of_a_batch_share_one_allocation() {
         let rows = split_all(&Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([3, 2]), 3).unwrap();
         let start = rows[0].data.as_ptr() as usize;
-        assert_eq!(rows.iter().map(|row| row.data.as_ptr() as usize - start).collect::<Vec<_>>(), [0, 16, 32]);
+        assert_eq!(
+            rows.iter().map(|row| row.data.as_ptr() as usize - start).collect::<Vec<_>>(),
+            [0, 16, 32]
+        );
     }
 
     #[test]

@@ -24,7 +24,9 @@ pub enum LoadError {
         reason: String,
     },
     /// The file does not say what its tensors are, and neither does the configuration.
-    #[error("its inputs are not declared: give name, dtype and shape of each argument of its forward({arguments})")]
+    #[error(
+        "its inputs are not declared: give name, dtype and shape of each argument of its forward({arguments})"
+    )]
     NoInputs {
         /// Names of the arguments.
         arguments: String,

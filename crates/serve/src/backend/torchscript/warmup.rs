@@ -58,17 +58,15 @@ fn has_open_dimension(options: &TorchScriptOptions) -> bool {
 }
 
 fn zeros(spec: &TensorSpec, open_size: usize) -> HostTensor {
-    let shape: Vec<usize> = spec.shape.iter().map(|size| usize::try_from(*size).unwrap_or(open_size)).collect();
+    let shape: Vec<usize> =
+        spec.shape.iter().map(|size| usize::try_from(*size).unwrap_or(open_size)).collect();
     let bytes = shape.iter().product::<usize>() * spec.dtype.size();
     HostTensor { dtype: spec.dtype, shape, data: vec![0; bytes].into() }
 }
 
 /// What `model` answers: named as in its dictionary, else `output`, or `output_0` and so on. A
 /// dimension is -1 where it differs between two sizes of the inputs' -1 dimensions.
-fn find_outputs(
-    model: &mut TorchScript,
-    options: &TorchScriptOptions,
-) -> Result<Vec<TensorSpec>, LoadError> {
+fn find_outputs(model: &mut TorchScript, options: &TorchScriptOptions) -> Result<Vec<TensorSpec>, LoadError> {
     let seen = try_run(model, options, 1, SMALL)?;
     let mut specs = describe(&seen).map_err(|reason| LoadError::Outputs { batch_size: 1, reason })?;
     if has_open_dimension(options) {
@@ -99,10 +97,13 @@ fn describe(outputs: &Outputs) -> Result<Vec<TensorSpec>, String> {
         .map(|(index, tensor)| {
             let name = name(index);
             let (kind, sizes) = (tensor.kind(), tensor.size());
-            let dtype = dtype(kind)
-                .ok_or_else(|| format!("output \"{name}\" has elements of type {kind:?}, which cannot be answered"))?;
+            let dtype = dtype(kind).ok_or_else(|| {
+                format!("output \"{name}\" has elements of type {kind:?}, which cannot be answered")
+            })?;
             if sizes.first() != Some(&1) {
-                return Err(format!("output \"{name}\" is {sizes:?}, whose first dimension is not the batch"));
+                return Err(format!(
+                    "output \"{name}\" is {sizes:?}, whose first dimension is not the batch"
+                ));
             }
             Ok(TensorSpec { name, dtype, shape: sizes[1..].to_vec() })
         })

@@ -76,7 +76,8 @@ impl Body<'_> {
     }
 
     fn envelope<'de, A: MapAccess<'de>>(&self, first: String, mut map: A) -> Result<Call, A::Error> {
-        let mut call = Call { items: Vec::new(), many: false, priority: None, timeout_ms: None, truncate: None };
+        let mut call =
+            Call { items: Vec::new(), many: false, priority: None, timeout_ms: None, truncate: None };
         let mut seen: Vec<String> = Vec::new();
         let mut key = Some(first);
         while let Some(name) = key {
@@ -89,7 +90,9 @@ impl Body<'_> {
                     call.many = true;
                     call.items.extend(map.next_value_seed(Instances(self.expect))?);
                 }
-                "parameters" => call.truncate = map.next_value::<Option<Parameters>>()?.and_then(|p| p.truncate),
+                "parameters" => {
+                    call.truncate = map.next_value::<Option<Parameters>>()?.and_then(|p| p.truncate)
+                }
                 "priority" => call.priority = map.next_value::<Option<Priority>>()?,
                 "timeout_ms" => call.timeout_ms = map.next_value::<Option<u64>>()?,
                 other if self.is_field(other) => drop(map.next_value::<IgnoredAny>()?),
@@ -257,9 +260,10 @@ fn named<'de, A: MapAccess<'de>>(
     if let Some(misfit) = misfit {
         return Ok(Err(misfit));
     }
-    let tensors = found.into_iter().zip(specs).map(|(tensor, spec)| {
-        tensor.unwrap_or_else(|| Err(format!("input \"{}\" is missing", spec.name)))
-    });
+    let tensors = found
+        .into_iter()
+        .zip(specs)
+        .map(|(tensor, spec)| tensor.unwrap_or_else(|| Err(format!("input \"{}\" is missing", spec.name))));
     Ok(tensors.collect::<Result<Vec<_>, _>>().map(Item::Tensors))
 }
 
@@ -332,4 +336,3 @@ impl<'de> Visitor<'de> for OneItem<'_> {
         Ok(self.tensor(|level| Ok(level.visit_unit::<serde::de::value::Error>()?)))
     }
 }
-

@@ -30,7 +30,9 @@ impl Format {
         Self::from_media_type(value).ok_or_else(|| {
             ApiError::new(
                 Code::UnsupportedMediaType,
-                format!("content type {value:?} is not supported: send application/json or application/msgpack"),
+                format!(
+                    "content type {value:?} is not supported: send application/json or application/msgpack"
+                ),
             )
         })
     }
@@ -47,7 +49,9 @@ impl Format {
     fn from_media_type(value: &str) -> Option<Self> {
         match value.split(';').next().unwrap_or_default().trim() {
             "application/json" => Some(Format::Json),
-            "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => Some(Format::MsgPack),
+            "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => {
+                Some(Format::MsgPack)
+            }
             _ => None,
         }
     }
@@ -79,14 +83,15 @@ impl Format {
         match self {
             Format::Json => {
                 let mut deserializer = serde_json::Deserializer::from_slice(body);
-                let call = call::parse(&mut deserializer, expect, target).map_err(|error| malformed_json(&error))?;
+                let call =
+                    call::parse(&mut deserializer, expect, target).map_err(|error| malformed_json(&error))?;
                 deserializer.end().map_err(|error| malformed_json(&error))?;
                 Ok(call)
             }
             Format::MsgPack => {
                 let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(body));
-                let call =
-                    call::parse(&mut deserializer, expect, target).map_err(|error| malformed_msgpack(&error))?;
+                let call = call::parse(&mut deserializer, expect, target)
+                    .map_err(|error| malformed_msgpack(&error))?;
                 match body.len() - deserializer.position() as usize {
                     0 => Ok(call),
                     more => Err(ApiError::malformed(format!("{more} bytes follow the msgpack value"))),
@@ -101,7 +106,9 @@ impl Format {
             Format::Json => serde_json::to_vec(value).map_err(|error| error.to_string()),
             Format::MsgPack => rmp_serde::to_vec_named(value).map_err(|error| error.to_string()),
         };
-        written.map_err(|error| ApiError::new(Code::ModelFailed, format!("the result cannot be written: {error}")))
+        written.map_err(|error| {
+            ApiError::new(Code::ModelFailed, format!("the result cannot be written: {error}"))
+        })
     }
 }
 

@@ -1,0 +1,144 @@
+"""Real servers for the tests, and both clients behind one blocking face."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytest
+import torch
+import trustformers_serve as ts
+from trustformers_serve.config import ModelSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where `make` puts the files of the built-in models.
+BUILTIN_MODELS = ROOT / "models"
+
+
+class Pair(torch.nn.Module):
+    """Two inputs and two outputs of one item: [3] and [3] to [3] and []."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return left + right, (left * right).sum(dim=1)
+
+
+class Fussy(torch.nn.Module):
+    """Raises for a negative number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x < 0).any()):
+            raise RuntimeError("a negative number")
+        return x.sqrt()
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSettings]:
+    """TorchScript files made here, with the settings that serve them."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, module in {"pair": Pair(), "fussy": Fussy()}.items():
+        cast("Any", torch.jit.script(module)).save(str(folder / f"{name}.pt"))  # pyright: ignore[reportUnknownMemberType]
+    vector: list[int] = [3]
+    return {
+        "pair": {
+            "path": folder / "pair.pt",
+            "inputs": [
+                {"name": "left", "dtype": "f32", "shape": vector},
+                {"name": "right", "dtype": "f32", "shape": vector},
+            ],
+            "outputs": [
+                {"name": "sum", "dtype": "f32", "shape": vector},
+                {"name": "dot", "dtype": "f32", "shape": []},
+            ],
+        },
+        "fussy": {
+            "path": folder / "fussy.pt",
+            "inputs": [{"name": "x", "dtype": "f32", "shape": vector}],
+            "outputs": [{"name": "root", "dtype": "f32", "shape": vector}],
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def server(model_files: dict[str, ModelSettings]) -> Iterator[ts.Server]:
+    """A server of the built-in models and of those made here."""
+    models: dict[str, ModelSettings] = {
+        "delay": {"delay": {"batch_time": "1ms"}},
+        "mlp": {},
+        "minilm": {},
+        **model_files,
+    }
+    config = ts.ServerConfig(
+        server={"port": 0, "max_body_size": "64KB", "request_timeout": "5s"},
+        device={"default": "cpu"},
+        models=models,
+        builtin_models=BUILTIN_MODELS,
+    )
+    with ts.Server(config) as server:
+        yield server
+
+
+@pytest.fixture
+def slow_server() -> Iterator[ts.Server]:
+    """One item at a time, 300 ms each, and room for one more to wait."""
+    config = ts.ServerConfig(
+        server={"port": 0},
+        device={"default": "cpu"},
+        models={
+            "delay": {
+                "delay": {"batch_time": "300ms"},
+                "batching": {"max_batch_size": 1, "max_queue_size": 1},
+                "warmup": 0,
+            }
+        },
+    )
+    with ts.Server(config) as server:
+        yield server
+
+
+class Blocking:
+    """An `AsyncClient` whose methods block, so that one test covers both clients."""
+
+    def __init__(self, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.inner = ts.AsyncClient(**options)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.inner, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self.inner.close())
+        self._loop.close()
+
+
+MakeClient = Callable[..., ts.Client]
+
+
+@pytest.fixture(params=["sync", "async"])
+def make_client(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
+    """Makes clients of the kind under test, and closes them."""
+    kind: Literal["sync", "async"] = request.param
+    made: list[ts.Client] = []
+
+    def make(**options: Any) -> ts.Client:
+        client = ts.Client(**options) if kind == "sync" else cast("ts.Client", Blocking(**options))
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(server: ts.Server, make_client: MakeClient) -> ts.Client:
+    """A client of the session's server."""
+    return make_client(base_url=server.url)
+
+
+def one_item(client: ts.Client, model: str) -> Any:
+    """Zeros that fit a model's only input; a dimension that may vary is 1."""
+    (declared,) = client.model(model)["inputs"]
+    return torch.zeros([max(size, 1) for size in declared["shape"]])

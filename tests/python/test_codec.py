@@ -1,0 +1,133 @@
+"""Values on the wire, without a server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import numpy as np
+import pytest
+import torch
+import trustformers_serve as ts
+from trustformers_serve import _calls, _codec
+from trustformers_serve._calls import Options
+from trustformers_serve._codec import Reply
+from trustformers_serve.errors import ERROR_BY_CODE
+
+PLAIN = Options(None, None, None, None, None)
+
+
+def sent(content: bytes | None) -> Any:
+    assert content is not None
+    return msgpack.unpackb(content)  # pyright: ignore[reportUnknownMemberType]
+
+
+def json_reply(body: object, status: int = 200, **headers: str) -> Reply:
+    return Reply(status, {"content-type": "application/json", **headers}, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "bool"])
+def test_an_array_is_sent_as_lists_without_loss(dtype: str) -> None:
+    array = np.array([[0, 1], [2, 3]]).astype(dtype)
+    call = _calls.predict("m", array, PLAIN)
+    assert sent(call.content) == {"data": array.tolist()}
+
+
+def test_arrays_may_stand_anywhere() -> None:
+    data = {"a": np.ones(2), "b": [np.float32(0.5), torch.zeros(1)]}
+    assert sent(_calls.predict("m", data, PLAIN).content)["data"] == {"a": [1.0, 1.0], "b": [0.5, [0.0]]}
+
+
+def test_what_cannot_be_sent_is_named() -> None:
+    with pytest.raises(TypeError, match="cannot send a set"):
+        _calls.predict("m", {1, 2}, PLAIN)
+
+
+def test_only_options_that_were_given_are_sent() -> None:
+    options = Options("2", "high", 50, {"k": 1}, None)
+    call = _calls.predict_batch("a/b", [[1.0]], options, raise_on_error=True)
+    assert call.target == "/models/a%2Fb/predict?version=2"
+    assert sent(call.content) == {
+        "instances": [[1.0]],
+        "priority": "high",
+        "timeout_ms": 50,
+        "parameters": {"k": 1},
+    }
+
+
+def test_numpy_in_gives_numpy_out_and_lists_give_lists() -> None:
+    answer = json_reply({"data": [1.5, 2.0]})
+    out = _calls.predict("m", np.zeros(2, np.float32), PLAIN).read(answer)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == np.float64
+    assert _calls.predict("m", [0.0, 0.0], PLAIN).read(answer) == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_as_numpy_decides(wanted: bool) -> None:
+    options = Options(None, None, None, None, wanted)
+    out = _calls.predict("m", np.zeros(1), options).read(json_reply({"data": {"a": [1.0]}}))
+    assert isinstance(out["a"], np.ndarray) is wanted
+
+
+def test_a_failed_instance_stands_in_its_place_or_is_raised() -> None:
+    failed = {"error": {"code": "invalid_input", "message": "x: expected [2], got [3]"}}
+    answer = json_reply({"predictions": [{"data": 1}, failed]}, **{"x-request-id": "r1"})
+    instances = [[0.0], [0.0]]
+    value, error = _calls.predict_batch("m", instances, PLAIN, raise_on_error=False).read(answer)
+    assert value == 1
+    assert isinstance(error, ts.InvalidInputError)
+    assert (error.index, error.status, error.request_id) == (1, 422, "r1")
+    with pytest.raises(ts.InvalidInputError, match=r"expected \[2\], got \[3\]"):
+        _calls.predict_batch("m", instances, PLAIN, raise_on_error=True).read(answer)
+
+
+def test_vectors_keep_every_bit_and_their_order() -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    data = [
+        {"index": index, "embedding": base64.b64encode(rows[index].tobytes()).decode()} for index in (2, 0, 1)
+    ]
+    np.testing.assert_array_equal(_calls.embed(["a", "b", "c"], None).read(json_reply({"data": data})), rows)
+
+
+@pytest.mark.parametrize("code", ERROR_BY_CODE)
+def test_each_code_has_its_exception_with_all_that_the_reply_said(code: str) -> None:
+    kind = ERROR_BY_CODE[code]
+    body = {"error": {"code": code, "message": "why", "request_id": "r7"}}
+    answer = json_reply(body, kind.status or 0, **{"retry-after": "3"})
+    with pytest.raises(kind, match="^why$") as caught:
+        _calls.models().read(answer)
+    error = caught.value
+    assert (error.code, error.status, error.request_id, error.retry_after) == (code, kind.status, "r7", 3.0)
+
+
+def test_an_unknown_code_is_still_an_api_error() -> None:
+    answer = json_reply({"error": {"code": "newer", "message": "later"}}, 418)
+    with pytest.raises(ts.ApiError) as caught:
+        _calls.models().read(answer)
+    assert (type(caught.value), caught.value.code, caught.value.status) == (ts.ApiError, "newer", 418)
+
+
+def test_exceptions_survive_pickling() -> None:
+    error = ts.QueueFullError("full", request_id="r", retry_after=2.0)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.request_id, copy.retry_after) == (ts.QueueFullError, "full", "r", 2.0)
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff"])
+def test_a_broken_body_is_an_unexpected_reply(body: bytes) -> None:
+    with pytest.raises(ts.UnexpectedReplyError, match="broken application/json"):
+        _codec.unpack(Reply(200, {"content-type": "application/json; charset=utf-8"}, body))
+    with pytest.raises(ts.UnexpectedReplyError, match="broken application/msgpack"):
+        _codec.unpack(Reply(200, {"content-type": "application/msgpack"}, b"\xc1"))
+
+
+def test_ready_is_true_only_when_ready() -> None:
+    model = {"name": "m", "version": "1", "state": "loading"}
+    loading = _calls.ready().read(json_reply({"status": "loading", "models": [model]}, 503))
+    assert not loading
+    assert loading.models[0]["state"] == "loading"
+    assert _calls.ready().read(json_reply({"status": "ready", "models": []}))

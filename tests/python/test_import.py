@@ -1,0 +1,92 @@
+"""What importing the package costs and needs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustformers_serve as ts
+from trustformers_serve import _core, _libtorch
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_import_takes_under_half_a_second() -> None:
+    code = "import time; t = time.perf_counter(); import trustformers_serve; print(time.perf_counter() - t)"
+    # The best of three: the first may read the libraries from disk.
+    assert min(float(run(code)) for _ in range(3)) < 0.5
+
+
+def test_import_brings_neither_torch_nor_what_only_clients_need() -> None:
+    loaded = run("import sys, trustformers_serve; print(*sys.modules)").split()
+    assert not {"torch", "numpy", "requests", "httpx", "msgpack"} & set(loaded)
+
+
+@pytest.mark.parametrize("order", [("torch", "trustformers_serve"), ("trustformers_serve", "torch")])
+def test_torch_may_be_imported_before_or_after(order: tuple[str, str]) -> None:
+    code = f"import {order[0]}, {order[1]}; print(float(torch.ones(3) @ torch.ones(3)))"
+    assert run(code).strip() == "3.0"
+
+
+def test_every_public_name_exists() -> None:
+    assert sorted(ts.__all__) == ts.__all__
+    assert all(hasattr(ts, name) for name in ts.__all__)
+    assert set(ts.__all__) <= set(dir(ts))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = ts.nonsense  # pyright: ignore
+
+
+def test_a_missing_torch_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"not installed: pip install torch==\d+\.\d+\.\d+"):
+        _libtorch.load()
+
+
+def test_another_torch_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.0")
+    with pytest.raises(ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"):
+        _libtorch.load()
+
+
+def test_a_torch_of_another_build_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = _libtorch.pinned_version()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{pinned}+cpu")
+    _libtorch.load()
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    return [argument.arg for argument in function.args.args]
+
+
+def test_the_stub_has_the_names_and_parameters_of_the_extension() -> None:
+    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
+    stubbed: dict[str, list[str] | None] = {"__version__": None}
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            stubbed[node.name] = parameters(node)
+        elif isinstance(node, ast.ClassDef):
+            stubbed[node.name] = None
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef):
+                    stubbed[f"{node.name}.{method.name}"] = parameters(method)
+    actual: dict[str, list[str] | None] = {"__version__": None}
+    for name, value in vars(_core).items():
+        if inspect.isclass(value):
+            actual[name] = None
+            for method in vars(value):
+                if not method.startswith("_"):
+                    signature = inspect.signature(getattr(value, method))
+                    actual[f"{name}.{method}"] = list(signature.parameters)
+        elif callable(value):
+            actual[name] = list(inspect.signature(value).parameters)
+    assert actual == stubbed
