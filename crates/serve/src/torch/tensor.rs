@@ -155,7 +155,7 @@ impl Stacker {
 fn layout(count: usize, shape: &[usize]) -> (Vec<i64>, Vec<i64>) {
     let as_i64 = |size: &usize| i64::try_from(*size).unwrap_or(i64::MAX);
     let sizes: Vec<i64> = std::iter::once(&count).chain(shape).map(as_i64).collect();
-    let mut strides = vec![1; sizes.len()];
+    let mut strides = vec![1i64; sizes.len()];
     for dimension in (1..sizes.len()).rev() {
         strides[dimension - 1] = strides[dimension].saturating_mul(sizes[dimension].max(1));
     }
