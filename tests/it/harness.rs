@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use trustformers_serve::config::Settings;
+use serde_json::Value;
+use trustformers_serve::config::{Settings, cache_folders};
 use trustformers_serve::server::Server;
 
 use crate::client::{Connection, JSON, Reply};
@@ -13,11 +13,6 @@ use crate::client::{Connection, JSON, Reply};
 /// A server for one test, stopped when dropped.
 pub(crate) struct Running {
     pub(crate) server: Server,
-}
-
-/// The folder where `make` puts the built-in models.
-pub(crate) fn builtin_models() -> PathBuf {
-    root().join("models")
 }
 
 /// The repository.
@@ -44,12 +39,11 @@ pub(crate) fn start_unready(config: &str) -> Running {
 pub(crate) fn settings(config: &str) -> Settings {
     let sets = [
         "server.port=0".to_owned(),
-        format!("builtin_models={}", json!(builtin_models())),
         "server.workers=2".to_owned(),
     ];
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), config).expect("the configuration is written");
-    Settings::load(Some(file.path()), [], &sets).unwrap_or_else(|error| panic!("{error}"))
+    Settings::load(Some(file.path()), cache_folders(), &sets).unwrap_or_else(|error| panic!("{error}"))
 }
 
 impl Running {

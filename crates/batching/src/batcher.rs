@@ -401,6 +401,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         self.state.lock().scheduler.predicted_drain(self.instances)
     }
 
+    #[cfg(test)]
+    pub(crate) fn waiting_instances(&self) -> usize {
+        self.state.lock().waiting_instances
+    }
+
     /// Whether nothing of any request is kept: what ended must leave no trace.
     #[cfg(test)]
     pub(crate) fn remembers_nothing(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::batcher::BatchRecord;
 use crate::replay::Event;
@@ -16,6 +16,15 @@ use crate::{
 /// How long a test waits for an event before it fails; reached only by a bug.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
+/// Waits until `holds`, which another thread brings about and no channel tells of.
+pub(super) fn until(holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "it never came to hold");
+        std::thread::yield_now();
+    }
+}
 
 pub(super) type Answer = Result<u64, Failure>;
 pub(super) type Results = Result<Vec<Result<u64, ModelError>>, ModelError>;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::support::{HOUR, Inbox, PATIENCE, Plain, Results, batcher, eager, led, request, tenfold};
+use super::support::{HOUR, Inbox, PATIENCE, Plain, Results, batcher, eager, led, request, tenfold, until};
 use crate::{Dispatch, Failure, Instances, ModelError, SchedulerConfig, Submission};
 
 const SOON: Duration = Duration::from_millis(2);
@@ -20,6 +20,8 @@ fn one_call_puts_every_instance_to_work() {
     let (models, leads): (Vec<_>, Vec<_>) = (0..3).map(|_| led()).unzip();
     let instances = Instances::spawn("m", Arc::clone(&batcher), models).unwrap();
     let inbox = Inbox::new();
+    // All must be waiting: one that is still starting would find its batch unwoken.
+    until(|| batcher.waiting_instances() == 3);
     batcher.submit(inbox.requests(1..=3));
     // None returns until all three have a batch.
     let mut given: Vec<_> = leads.iter().flat_map(|lead| lead.given()).collect();
@@ -38,6 +40,7 @@ fn calls_that_follow_each_other_put_every_instance_to_work() {
     let (models, leads): (Vec<_>, Vec<_>) = (0..3).map(|_| led()).unzip();
     let instances = Instances::spawn("m", Arc::clone(&batcher), models).unwrap();
     let inbox = Inbox::new();
+    until(|| batcher.waiting_instances() == 3);
     // Shapes of their own, so that no two share a batch however the threads run.
     for input in 1..=3 {
         batcher.submit([Submission { shape: crate::ShapeKey(input), ..inbox.request(input) }]);
@@ -262,7 +265,7 @@ fn every_drain_waits_for_the_threads_to_end() {
     batcher.submit(inbox.requests([1]));
     lead.given();
     let (ended, has_ended) = channel();
-    thread::scope(|scope| {
+    let early = thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 instances.drain();
@@ -270,9 +273,11 @@ fn every_drain_waits_for_the_threads_to_end() {
             });
         }
         // A drain that returned early would say so here; no time proves that it never does.
-        assert_eq!(has_ended.recv_timeout(Duration::from_millis(50)), Err(RecvTimeoutError::Timeout));
+        let early = has_ended.recv_timeout(Duration::from_millis(50));
         lead.finish(tenfold(&[1]));
+        early
     });
+    assert_eq!(early, Err(RecvTimeoutError::Timeout));
     assert_eq!(has_ended.try_iter().count(), 2);
 }
 

@@ -1,0 +1,106 @@
+"""The peers: mosec in a virtual environment of its own, and plain PyTorch in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, WORK, BenchError, Program
+
+WAITS_MS = (0, 2, 10)
+_VENV = WORK / "venv-mosec"
+_REQUIREMENTS = HERE / "peers.txt"
+
+
+def _venv_python() -> Path:
+    """The interpreter of the peers' environment, which is made when missing or out of date.
+
+    Torch is not installed a second time: a .pth file lends this environment's packages.
+    """
+    python, marker = _VENV / "bin" / "python", _VENV / "installed.txt"
+    if marker.exists() and marker.read_text() == _REQUIREMENTS.read_text():
+        return python
+    print(f"making {_VENV} for the peers", file=sys.stderr)
+    _VENV.parent.mkdir(parents=True, exist_ok=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-r", _REQUIREMENTS]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", _VENV], check=True)
+        subprocess.run(pip, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(f"the peers' environment cannot be made: {error}") from error
+    library = sysconfig.get_path("purelib", vars={"base": str(_VENV)})
+    Path(library, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    marker.write_text(_REQUIREMENTS.read_text())
+    return python
+
+
+class Mosec(Program):
+    """mosec serving a TorchScript file or "delay", not yet started, and the `url` to post to.
+
+    The wait is given twice because `max_wait_time=0` alone means mosec's default of 10 ms.
+    """
+
+    def __init__(self, model: Path | str, wait_ms: int) -> None:
+        name = model if isinstance(model, str) else model.stem
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/inference"
+        # mosec leaves its folder of sockets behind when it is killed before it has started.
+        self._sockets = tempfile.TemporaryDirectory(prefix="mosec-")
+        settings = {"address": "127.0.0.1", "port": port, "wait": wait_ms, "timeout": 30_000}
+        flags = [f"--{key}={value}" for key, value in settings.items()]
+        path = f"--path={self._sockets.name}/{name}"
+        app = [_venv_python(), HERE / "mosec_app.py", model, str(wait_ms)]
+        super().__init__(f"mosec {name} wait {wait_ms} ms", [*app, *flags, path])
+
+    def __enter__(self) -> Mosec:
+        super().__enter__()
+        return self
+
+    def end(self) -> None:
+        """Ends the processes and removes their sockets."""
+        super().end()
+        self._sockets.cleanup()
+
+
+class Reference(Program):
+    """`reference.py` in a process of its own, which measures once each time it is asked."""
+
+    def __init__(self, name: str, arguments: Sequence[str | Path]) -> None:
+        super().__init__(name, [sys.executable, HERE / "reference.py", *arguments])
+        self.hello: dict[str, Any] = {}  # what it tells about itself when ready
+
+    def __enter__(self) -> Reference:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as log:
+            self._spawn(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        try:
+            self.hello = self._read()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def measure(self) -> dict[str, Any]:
+        process = self._running()
+        if process.stdin is None:
+            raise BenchError(f"{self.name} takes no questions")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        process = self._running()
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            process.wait()
+            self.check_alive()
+        return json.loads(line)
