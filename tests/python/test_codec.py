@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
@@ -22,11 +23,11 @@ PLAIN = Options(None, None, None, None, None)
 
 def sent(content: bytes | None) -> Any:
     assert content is not None
-    return msgpack.unpackb(content)  # pyright: ignore[reportUnknownMemberType]
+    return msgpack.unpackb(content)  # pyright: ignore[reportUnknownVariableType]
 
 
-def json_reply(body: object, status: int = 200, **headers: str) -> Reply:
-    return Reply(status, {"content-type": "application/json", **headers}, json.dumps(body).encode())
+def json_reply(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, {"content-type": "application/json", **(headers or {})}, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "bool"])
@@ -75,7 +76,7 @@ def test_as_numpy_decides(wanted: bool) -> None:
 
 def test_a_failed_instance_stands_in_its_place_or_is_raised() -> None:
     failed = {"error": {"code": "invalid_input", "message": "x: expected [2], got [3]"}}
-    answer = json_reply({"predictions": [{"data": 1}, failed]}, **{"x-request-id": "r1"})
+    answer = json_reply({"predictions": [{"data": 1}, failed]}, headers={"x-request-id": "r1"})
     instances = [[0.0], [0.0]]
     value, error = _calls.predict_batch("m", instances, PLAIN, raise_on_error=False).read(answer)
     assert value == 1
@@ -97,7 +98,7 @@ def test_vectors_keep_every_bit_and_their_order() -> None:
 def test_each_code_has_its_exception_with_all_that_the_reply_said(code: str) -> None:
     kind = ERROR_BY_CODE[code]
     body = {"error": {"code": code, "message": "why", "request_id": "r7"}}
-    answer = json_reply(body, kind.status or 0, **{"retry-after": "3"})
+    answer = json_reply(body, kind.status or 0, {"retry-after": "3"})
     with pytest.raises(kind, match="^why$") as caught:
         _calls.models().read(answer)
     error = caught.value

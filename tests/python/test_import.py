@@ -43,24 +43,26 @@ def test_every_public_name_exists() -> None:
     assert all(hasattr(ts, name) for name in ts.__all__)
     assert set(ts.__all__) <= set(dir(ts))
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = ts.nonsense  # pyright: ignore
+        _ = ts.nonsense  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_missing_torch_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"not installed: pip install torch==\d+\.\d+\.\d+"):
         _libtorch.load()
 
 
 def test_another_torch_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.0")
-    with pytest.raises(ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.0.0")
+    with pytest.raises(
+        ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"
+    ):
         _libtorch.load()
 
 
 def test_a_torch_of_another_build_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = _libtorch.pinned_version()
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{pinned}+cpu")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: f"{pinned}+cpu")
     _libtorch.load()
 
 

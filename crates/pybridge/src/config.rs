@@ -2,20 +2,26 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use trustformers_serve::config::Settings;
+use trustformers_serve::config::{self, ConfigError, Document, Settings};
 
 use crate::{error, value};
 
+/// The settings of a text. `origin` names it in messages; relative paths in it start at `folder`.
+pub(crate) fn settings(text: &str, origin: &str, folder: &str) -> Result<Settings, ConfigError> {
+    Settings::resolve(Some(&Document::new(origin, text, folder)), [], &[])
+}
+
 /// Checks a configuration as the server would at start; `origin` names it in messages.
 #[pyfunction]
-pub(crate) fn validate_toml(py: Python<'_>, text: &str, origin: &str) -> PyResult<()> {
-    py.detach(|| Settings::from_toml_str(text, origin)).map(drop).map_err(error::config)
+pub(crate) fn validate_toml(py: Python<'_>, text: &str, origin: &str, folder: &str) -> PyResult<()> {
+    py.detach(|| settings(text, origin, folder)).map(drop).map_err(error::config)
 }
 
 /// The tables of a TOML text, unchecked but for the syntax.
 #[pyfunction]
 pub(crate) fn parse_toml<'py>(py: Python<'py>, text: &str, origin: &str) -> PyResult<Bound<'py, PyDict>> {
-    let table: toml::Table = text.parse().map_err(|error| error::config(format!("{origin}: {error}")))?;
+    let table: toml::Table =
+        text.parse().map_err(|error| error::config(format!("{origin}: {error}").trim_end()))?;
     value::table_to_python(py, &table)
 }
 
@@ -28,5 +34,5 @@ pub(crate) fn to_toml(tables: &Bound<'_, PyDict>) -> PyResult<String> {
 /// Every key that a configuration may have, dotted.
 #[pyfunction]
 pub(crate) fn known_keys() -> Vec<String> {
-    Settings::known_keys().into_iter().map(|key| key.to_string()).collect()
+    config::known_keys()
 }

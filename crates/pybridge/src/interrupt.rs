@@ -41,11 +41,15 @@ pub(crate) fn interruptible<T: Send + 'static>(
     }
 }
 
-/// Seconds from Python as a duration.
+/// Longer than anyone waits, and short enough to be added to any instant.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Seconds from Python as a duration, at most ten years.
 ///
 /// # Errors
 /// `OverflowError` when it is negative, not a number, or longer than a duration can be.
 pub(crate) fn seconds(value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
+        .map(|duration| duration.min(LONGEST))
         .map_err(|error| PyOverflowError::new_err(format!("{value} s: {error}")))
 }

@@ -26,7 +26,7 @@ mod value;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::commands::run_cli;
+    use super::cli::run_cli;
     #[pymodule_export]
     use super::config::{known_keys, parse_toml, to_toml, validate_toml};
     #[pymodule_export]

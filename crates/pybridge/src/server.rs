@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use trustformers_serve::config::Settings;
 use trustformers_serve::server;
 
-use crate::error;
 use crate::interrupt::{POLL, interruptible, seconds};
+use crate::{config, error};
 
 /// A server that runs on threads of its own in this process.
 #[pyclass(frozen, module = "trustformers_serve._core")]
@@ -21,9 +20,9 @@ pub(crate) struct Server {
 impl Server {
     /// Binds the address of a configuration and serves; models load in the background.
     #[staticmethod]
-    fn start(py: Python<'_>, text: &str, origin: &str) -> PyResult<Self> {
-        let settings = Settings::from_toml_str(text, origin).map_err(error::config)?;
-        let running = interruptible(py, move || server::Server::start(settings))?.map_err(error::start)?;
+    fn start(py: Python<'_>, text: &str, origin: &str, folder: &str) -> PyResult<Self> {
+        let settings = config::settings(text, origin, folder).map_err(error::config)?;
+        let running = interruptible(py, move || server::Server::start(&settings))?.map_err(error::start)?;
         Ok(Self { running: Arc::new(running) })
     }
 

@@ -1,6 +1,7 @@
 //! A model that takes a set time and computes nothing: for tests and benchmarks of everything but the model.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,16 +24,36 @@ pub struct DelayOptions {
 /// Instances that return their one input `data` (`f32`, any length) as their one output.
 pub fn load(options: &DelayOptions) -> Loaded {
     let data = TensorSpec { name: "data".to_owned(), dtype: DType::F32, shape: vec![-1] };
-    let instance = || -> DynModel { Box::new(Delay { batch: options.batch_time, item: options.item_time }) };
+    let executed = Arc::new(Executed::default());
+    let instance = || -> DynModel { Box::new(Delay::new(options, Arc::clone(&executed))) };
     Loaded {
         signature: Signature::Tensors { inputs: vec![data.clone()], outputs: vec![data] },
         instances: (0..options.instances).map(|_| instance()).collect(),
     }
 }
 
-struct Delay {
+/// What the instances that share it have executed.
+#[derive(Debug, Default)]
+pub struct Executed {
+    /// Batches that were begun.
+    pub batches: AtomicU64,
+    /// Items of those batches.
+    pub items: AtomicU64,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub struct Delay {
     batch: Duration,
     item: Duration,
+    executed: Arc<Executed>,
+}
+
+impl Delay {
+    /// An instance that counts in `executed`.
+    pub fn new(options: &DelayOptions, executed: Arc<Executed>) -> Self {
+        Self { batch: options.batch_time, item: options.item_time, executed }
+    }
 }
 
 impl Model for Delay {
@@ -40,13 +61,16 @@ impl Model for Delay {
     type Output = Output;
 
     fn run(&mut self, inputs: &[Arc<Input>]) -> Result<Vec<Result<Output, ModelError>>, ModelError> {
+        let started = Instant::now();
+        self.executed.batches.fetch_add(1, Ordering::Relaxed);
+        self.executed.items.fetch_add(inputs.len() as u64, Ordering::Relaxed);
         let items = u32::try_from(inputs.len()).unwrap_or(u32::MAX);
-        wait_until(Instant::now() + self.batch + self.item * items);
+        wait_until(started + self.batch.saturating_add(self.item.saturating_mul(items)));
         Ok(inputs
             .iter()
             .map(|input| match &**input {
                 Input::Tensors(tensors) => Ok(tensors.clone()),
-                Input::Tokens(_) => Err(ModelError("the delay model reads tensors".to_owned())),
+                Input::Tokens(_) => Err(ModelError("the delay model takes tensors, not tokens".to_owned())),
             })
             .collect())
     }
@@ -59,9 +83,64 @@ const OVERSLEEP: Duration = Duration::from_micros(80);
 fn wait_until(end: Instant) {
     let left = end.saturating_duration_since(Instant::now());
     if left > OVERSLEEP {
-        thread::sleep(left - OVERSLEEP);
+        thread::sleep(left.saturating_sub(OVERSLEEP));
     }
     while Instant::now() < end {
         std::hint::spin_loop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::HostTensor;
+
+    fn items(count: usize) -> Vec<Arc<Input>> {
+        let item = |index| HostTensor {
+            dtype: DType::F32,
+            shape: vec![1],
+            data: f32::to_ne_bytes(index as f32).to_vec().into(),
+        };
+        (0..count).map(|index| Arc::new(Input::Tensors(vec![item(index)]))).collect()
+    }
+
+    fn delay(batch_time: Duration, item_time: Duration) -> (Delay, Arc<Executed>) {
+        let executed = Arc::new(Executed::default());
+        let options = DelayOptions { batch_time, item_time, instances: 1 };
+        (Delay::new(&options, Arc::clone(&executed)), executed)
+    }
+
+    #[test]
+    fn answers_what_it_was_given() {
+        let inputs = items(3);
+        let answers = delay(Duration::ZERO, Duration::ZERO).0.run(&inputs).unwrap();
+        let answers = answers.into_iter().map(|answer| Arc::new(Input::Tensors(answer.unwrap())));
+        assert_eq!(answers.collect::<Vec<_>>(), inputs);
+    }
+
+    #[test]
+    fn counts_batches_and_items() {
+        let (mut delay, executed) = delay(Duration::ZERO, Duration::ZERO);
+        delay.run(&items(3)).unwrap();
+        delay.run(&items(2)).unwrap();
+        assert_eq!(executed.batches.load(Ordering::Relaxed), 2);
+        assert_eq!(executed.items.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn takes_the_time_of_the_batch_and_of_each_item_and_hardly_more() {
+        let (mut delay, _) = delay(Duration::from_millis(2), Duration::from_micros(500));
+        let inputs = items(4);
+        // The best of some: other processes may hold a core at any moment.
+        let best = (0..20)
+            .map(|_| {
+                let started = Instant::now();
+                delay.run(&inputs).unwrap();
+                started.elapsed()
+            })
+            .min()
+            .unwrap();
+        let set = Duration::from_millis(4);
+        assert!(best >= set && best < set + Duration::from_micros(100), "{best:?}");
     }
 }

@@ -7,4 +7,6 @@ pub mod device;
 mod guard;
 pub mod linear;
 pub mod mapped;
+pub mod module;
 pub mod shim;
+pub mod tensor;

@@ -6,6 +6,13 @@ use std::marker::PhantomData;
 unsafe extern "C" {
     fn tfs_inference_mode_enter() -> *mut c_void;
     fn tfs_inference_mode_leave(guard: *mut c_void);
+    fn tfs_limit_interop_threads();
+}
+
+/// Gives `torch.jit.fork` one thread in this process, unless its pool has started already.
+pub(super) fn limit_interop_threads() {
+    // SAFETY: sets a number under LibTorch's own lock, and catches its exception.
+    unsafe { tfs_limit_interop_threads() }
 }
 
 /// While it lives, its thread's tensors record no history and no versions: `c10::InferenceMode`.

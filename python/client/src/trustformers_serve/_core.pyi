@@ -8,7 +8,7 @@ __version__: str
 def run_cli(args: list[str]) -> int:
     """Runs the command line with `args` (the program's name first) and returns its exit code."""
 
-def validate_toml(text: str, origin: str) -> None:
+def validate_toml(text: str, origin: str, folder: str) -> None:
     """Checks a configuration as the server would at start; raises `ConfigError`."""
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ class Server:
     """A server that runs on threads of its own in this process."""
 
     @staticmethod
-    def start(text: str, origin: str) -> Server: ...
+    def start(text: str, origin: str, folder: str) -> Server: ...
     def address(self) -> tuple[str, int]: ...
     def wait_ready(self, timeout_seconds: float) -> None: ...
     def stop(self) -> None: ...

@@ -112,13 +112,13 @@ class ServerConfig:
 
     @classmethod
     def from_file(cls, path: StrPath) -> ServerConfig:
-        """Reads a TOML file.
+        """Reads a TOML file; relative paths in it start at its folder, also those set later.
 
         Raises:
             ConfigError: It is not a valid configuration; the message names the file and the line.
             OSError: It cannot be read.
         """
-        return cls._parsed(Path(path).read_text(encoding="utf-8"), os.fspath(path))
+        return cls._parsed(Path(path).read_text(encoding="utf-8"), os.fspath(path), str(Path(path).parent))
 
     @classmethod
     def from_toml(cls, text: str) -> ServerConfig:
@@ -127,14 +127,14 @@ class ServerConfig:
         Raises:
             ConfigError: It is not a valid configuration.
         """
-        return cls._parsed(text, "<toml>")
+        return cls._parsed(text, "<toml>", "")
 
     @classmethod
-    def _parsed(cls, text: str, origin: str) -> ServerConfig:
+    def _parsed(cls, text: str, origin: str, folder: str) -> ServerConfig:
         # Checked first, so that no unknown key is left for the constructor to stumble over.
-        _core.validate_toml(text, origin)
+        _core.validate_toml(text, origin, folder)
         config = cls(**_core.parse_toml(text, origin))
-        config._source = _Source(text, origin, copy.deepcopy(config._tables()))
+        config._source = _Source(text, origin, folder, copy.deepcopy(config._tables()))
         return config
 
     def validate(self) -> None:
@@ -160,12 +160,15 @@ class ServerConfig:
             table = table.setdefault(name, {})
         table[last] = value
 
-    def source(self) -> tuple[str, str]:
-        """The text that a server is given, and its name in messages: the file as read, until changed."""
+    def source(self) -> tuple[str, str, str]:
+        """What a server is given: the text, its name in messages, and the folder of relative paths.
+
+        The text is the file as read, until a key is changed.
+        """
         source = self._source
         if source is not None and source.tables == self._tables():
-            return source.text, source.origin
-        return self.to_toml(), "ServerConfig"
+            return source.text, source.origin, source.folder
+        return self.to_toml(), "ServerConfig", "" if source is None else source.folder
 
     def _tables(self) -> dict[str, Any]:
         # Also what `set` added beside the fields, so that the server can say that it is unknown.
@@ -178,4 +181,5 @@ class _Source:
 
     text: str
     origin: str
+    folder: str
     tables: dict[str, Any]

@@ -41,8 +41,7 @@ class Server:
             ServerNotReadyError: A model failed to load, or loads longer than `ready_timeout`; the
                 server has been stopped.
         """
-        text, origin = (ServerConfig() if config is None else config).source()
-        self._core = _core.Server.start(text, origin)
+        self._core = _core.Server.start(*(ServerConfig() if config is None else config).source())
         # Also stops it at the interpreter's exit, while threads may still be ended in order.
         self._stop = weakref.finalize(self, self._core.stop)
         if wait_ready:

@@ -1,0 +1,1 @@
+//! Modules written by Python, loaded and run.
