@@ -10,21 +10,20 @@ unexport VIRTUAL_ENV PYTHONPATH
 # The one pin of torch in the repository is in the wheel's dependencies.
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' python/client/pyproject.toml)
 SERVER := target/release/trustformers-serve
-MODELS := models
 WHEEL_SOURCES = $(shell find crates python/client -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name '*.cc' -o -name '*.md' \)) Cargo.lock
 
-.PHONY: help serve test bench fmt clean build wheel lint check-rust check-python lock
+.PHONY: help serve test bench fmt clean build models wheel lint check-rust check-python lock
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: build $(MODELS)/.made ## Build, and serve the built-in models on http://127.0.0.1:8000
-	@TRUSTFORMERS_SERVE__BUILTIN_MODELS=$(MODELS) exec $(SERVER)
+serve: build models ## Build, and serve the built-in models on http://127.0.0.1:8000
+	@exec $(SERVER)
 
 test: lint check-rust check-python ## All checks
 	@echo "all checks passed"
 
-bench: build $(MODELS)/.made ## Load tests, beside the peers; tables here, JSON in .bench/results
+bench: build-bench models ## Load tests, beside the peers; tables here, JSON in .bench/results
 	@python tests/bench/run.py all
 
 fmt: $(VENV)/.installed ## Format everything
@@ -32,11 +31,14 @@ fmt: $(VENV)/.installed ## Format everything
 	ruff format .
 	ruff check --fix .
 
-clean: ## Remove everything that was built, installed or made
-	rm -rf target $(VENV) $(MODELS) .bench
+clean: ## Remove everything that was built or installed here
+	rm -rf target $(VENV) .bench
 
 build: $(VENV)/.installed
 	@cargo build --release --package trustformers-serve
+
+build-bench: $(VENV)/.installed
+	@cargo build --release --package trustformers-serve --bin trustformers-serve --example echo
 
 wheel: target/wheels/.installed
 
@@ -46,11 +48,11 @@ lint: $(VENV)/.installed
 	ruff check .
 	cargo clippy --release --workspace --all-targets -- -D warnings
 
-check-rust: $(VENV)/.installed $(MODELS)/.made
+check-rust: $(VENV)/.installed models
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	cargo nextest run --release --no-fail-fast
 
-check-python: wheel build $(MODELS)/.made
+check-python: wheel build models
 	pyright
 	pytest tests/python
 
@@ -60,9 +62,9 @@ $(VENV)/.installed: python/requirements.txt python/client/pyproject.toml
 	python -m pip install --disable-pip-version-check --progress-bar on $(TORCH) -r python/requirements.txt
 	@touch $@
 
-$(MODELS)/.made: $(VENV)/.installed python/client/src/trustformers_serve/builtin.py
-	python python/client/src/trustformers_serve/builtin.py --out $(MODELS)
-	@touch $@
+# Into the user's cache folder, where the server looks; what is there is kept.
+models: $(VENV)/.installed
+	@python python/client/src/trustformers_serve/builtin.py
 
 target/wheels/.installed: $(WHEEL_SOURCES) $(VENV)/.installed
 	rm -f target/wheels/*.whl

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use trustformers_serve::config::Settings;
+use trustformers_serve::config::{Settings, cache_folders};
 use trustformers_serve::registry::Version;
 use trustformers_serve::server::Server;
 
@@ -19,7 +19,7 @@ pub(crate) struct Running {
 
 /// The folder where `make` puts the built-in models.
 pub(crate) fn builtin_models() -> PathBuf {
-    root().join("models")
+    Settings::load(None, cache_folders(), &[]).expect("defaults are right").builtin_models
 }
 
 /// The repository.
@@ -60,7 +60,7 @@ pub(crate) fn start_settled(config: &str) -> Running {
     running
 }
 
-/// `config` over what every test needs: a free port, few threads, and the built-in models.
+/// `config` over what every test needs: a free port and few threads.
 pub(crate) fn settings(config: &str) -> Settings {
     try_settings(config).unwrap_or_else(|error| panic!("{error}\n{config}"))
 }
@@ -68,18 +68,14 @@ pub(crate) fn settings(config: &str) -> Settings {
 /// The same for settings that may be wrong.
 pub(crate) fn try_settings(config: &str) -> Result<Settings, String> {
     let mut sets = Vec::new();
-    for (key, value) in [
-        ("server.port", "0".to_owned()),
-        ("server.workers", "2".to_owned()),
-        ("builtin_models", quoted(&builtin_models())),
-    ] {
+    for (key, value) in [("server.port", "0"), ("server.workers", "2")] {
         if !config.contains(key) {
             sets.push(format!("{key}={value}"));
         }
     }
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), config).expect("the configuration is written");
-    Settings::load(Some(file.path()), [], &sets).map_err(|error| error.to_string())
+    Settings::load(Some(file.path()), cache_folders(), &sets).map_err(|error| error.to_string())
 }
 
 /// A path as TOML writes it.

@@ -8,7 +8,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::client::Connection;
-use crate::harness::builtin_models;
 
 /// The server's binary, which cargo puts beside the folder of this test's.
 ///
@@ -35,7 +34,6 @@ fn command(args: &[&str], env: &[(&str, &str)]) -> Command {
         command.env_remove(name);
     }
     command
-        .env("TRUSTFORMERS_SERVE__BUILTIN_MODELS", builtin_models())
         .envs(env.iter().copied())
         .args(args)
         .stdin(Stdio::null())

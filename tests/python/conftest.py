@@ -13,8 +13,31 @@ import trustformers_serve as ts
 from trustformers_serve.config import ModelSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where `make` puts the files of the built-in models.
-BUILTIN_MODELS = ROOT / "models"
+# Why a test may be skipped; any other reason fails the run.
+EXPECTED_SKIPS = ("needs a GPU",)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints and counts the skipped tests."""
+    skipped = terminalreporter.getreports("skipped")
+    terminalreporter.write_line(f"{len(skipped)} skipped, of which {len(_unexpected(skipped))} unexpected")
+    for report in skipped:
+        terminalreporter.write_line(f"  {report.nodeid}: {_reason(report)}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the run when a test was skipped for a reason that is not expected."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if _unexpected(reporter.getreports("skipped")):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _reason(report: Any) -> str:
+    return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def _unexpected(skipped: list[Any]) -> list[Any]:
+    return [report for report in skipped if not any(reason in _reason(report) for reason in EXPECTED_SKIPS)]
 
 
 class Pair(torch.nn.Module):
@@ -73,7 +96,6 @@ def server(model_files: dict[str, ModelSettings]) -> Iterator[ts.Server]:
         server={"port": 0, "max_body_size": "64KB", "request_timeout": "5s"},
         device={"default": "cpu"},
         models=models,
-        builtin_models=BUILTIN_MODELS,
     )
     with ts.Server(config) as server:
         yield server

@@ -141,7 +141,7 @@ def roberta(**changes: Any) -> torch.nn.Module:
     return sharpen(RobertaModel(config, add_pooling_layer=False))
 
 
-def save(folder: Path, model: torch.nn.Module, tokenizer: Tokenizer, prefix: str = "") -> None:
+def save(folder: Path, model: Any, tokenizer: Tokenizer, prefix: str = "") -> None:
     """Saves a checkpoint; with a prefix as a model with a head would have saved its encoder."""
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -180,7 +180,7 @@ def by_sentence_transformers(folder: Path) -> dict[str, Any]:
     rows = model.encode(TEXTS, batch_size=4).tolist()
     return {
         "folder": str(folder),
-        "max_length": int(model.max_seq_length),
+        "max_length": int(model.max_seq_length or 0),
         "texts": TEXTS,
         "ids": ids,
         "embeddings": rows,

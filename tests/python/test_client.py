@@ -11,15 +11,16 @@ import openai
 import pytest
 import torch
 import trustformers_serve as ts
-from conftest import BUILTIN_MODELS, MakeClient, one_item
+from conftest import MakeClient, one_item
 from trustformers_serve import _calls
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import MSGPACK, Reply
+from trustformers_serve.builtin import default_folder
 
 
 def test_predict_agrees_with_torch(client: ts.Client) -> None:
     item = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    model: Any = torch.jit.load(str(BUILTIN_MODELS / "mlp.pt"))  # pyright: ignore[reportPrivateImportUsage, reportUnknownVariableType]
+    model: Any = torch.jit.load(str(default_folder() / "mlp.pt"))  # pyright: ignore[reportPrivateImportUsage, reportUnknownVariableType]
     expected = np.asarray(cast("Any", model)(item[None])[0])
     out = client.predict("mlp", item.numpy())
     assert isinstance(out, np.ndarray)

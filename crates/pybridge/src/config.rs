@@ -8,7 +8,7 @@ use crate::{error, value};
 
 /// The settings of a text. `origin` names it in messages; relative paths in it start at `folder`.
 pub(crate) fn settings(text: &str, origin: &str, folder: &str) -> Result<Settings, ConfigError> {
-    Settings::resolve(Some(&Document::new(origin, text, folder)), [], &[])
+    Settings::resolve(Some(&Document::new(origin, text, folder)), config::cache_folders(), &[])
 }
 
 /// Checks a configuration as the server would at start; `origin` names it in messages.

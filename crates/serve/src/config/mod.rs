@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use trustformers_batching::{Dispatch, Mode, SchedulerConfig};
 
-pub use self::env::{Override, PREFIX};
+pub use self::env::{Override, PREFIX, cache_folders};
 pub use self::error::ConfigError;
 pub use self::file::Document;
 pub use self::resolve::{known_keys, resolve_model_files};

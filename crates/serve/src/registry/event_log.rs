@@ -2,7 +2,7 @@
 
 use std::fs::{File, create_dir_all, remove_file};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -46,7 +46,7 @@ impl EventLog {
     }
 }
 
-fn write_all(path: &PathBuf, mut file: BufWriter<File>, events: &Receiver<Event>) {
+fn write_all(path: &Path, mut file: BufWriter<File>, events: &Receiver<Event>) {
     let mut write = || -> io::Result<()> {
         for event in events {
             serde_json::to_writer(&mut file, &event)?;

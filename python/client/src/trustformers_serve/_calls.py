@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from trustformers_serve import _codec
 from trustformers_serve._codec import JSON, MSGPACK, Reply
 from trustformers_serve.errors import ERROR_BY_CODE, ApiError, UnexpectedReplyError
-from trustformers_serve.types import Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import Health, ModelInfo, Priority, Readiness, Stats
 
 if TYPE_CHECKING:
     import numpy as np

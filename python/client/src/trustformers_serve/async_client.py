@@ -21,7 +21,7 @@ from trustformers_serve.errors import (
     ReplyTimeoutError,
     TransportError,
 )
-from trustformers_serve.types import Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import Health, ModelInfo, Priority, Readiness, Stats
 
 if TYPE_CHECKING:
     import numpy as np

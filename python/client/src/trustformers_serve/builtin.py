@@ -4,6 +4,8 @@ Runs alone (``python builtin.py --out DIR``) and as a module. What is already th
 file appears under its name only when it is whole, so a run that was stopped can simply be repeated.
 """
 
+# Torch's own annotations are partial.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import argparse
@@ -38,9 +40,7 @@ def make_mlp(path: Path) -> None:
     from torch import nn
 
     torch.manual_seed(SEED)
-    model = nn.Sequential(
-        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    )
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     _save(model, torch.zeros(2, 64), path)
 
 
@@ -164,20 +164,29 @@ def ensure(out: Path, name: str) -> bool:
     return True
 
 
+def default_folder() -> Path:
+    """Where the server looks when `builtin_models` is not set."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "trustformers-serve" / "models"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line: one line a model, exit status 1 when one could not be made."""
     parser = argparse.ArgumentParser(description="Make the files of the built-in models.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write them to")
+    parser.add_argument(
+        "--out", type=Path, default=default_folder(), help="folder to write them to [%(default)s]"
+    )
     out: Path = parser.parse_args(arguments).out
     failed = False
     for name, (file_name, _) in BUILTINS.items():
         try:
             made = ensure(out, name)
         except (BuiltinError, ImportError, OSError) as error:
-            print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{name}: failed: {error}\n")
             failed = True
         else:
-            print(f"{name}: {'made' if made else 'already there'}: {out / file_name}", flush=True)
+            sys.stdout.write(f"{name}: {'made' if made else 'already there'}: {out / file_name}\n")
+            sys.stdout.flush()
     return 1 if failed else 0
 
 

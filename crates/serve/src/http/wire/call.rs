@@ -91,7 +91,7 @@ impl Body<'_> {
                     call.items.extend(map.next_value_seed(Instances(self.expect))?);
                 }
                 "parameters" => {
-                    call.truncate = map.next_value::<Option<Parameters>>()?.and_then(|p| p.truncate)
+                    call.truncate = map.next_value::<Option<Parameters>>()?.and_then(|p| p.truncate);
                 }
                 "priority" => call.priority = map.next_value::<Option<Priority>>()?,
                 "timeout_ms" => call.timeout_ms = map.next_value::<Option<u64>>()?,

@@ -1,0 +1,105 @@
+"""The README's snippets work as they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PATIENCE = 120
+
+
+def snippet(start: str) -> str:
+    (found,) = [text for _, text in SNIPPETS if text.startswith(start)]
+    return found
+
+
+def test_no_snippet_is_untested() -> None:
+    starts = ("make serve\n", "make test\n", "curl ", "import trustformers_serve as ts\n")
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 4
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[list[str]]:
+    """What `make serve` prints, on a free port instead of 8000, until its models are ready."""
+    process = subprocess.Popen(
+        ["sh", "-c", snippet("make serve")],
+        cwd=ROOT,
+        env={**os.environ, "TRUSTFORMERS_SERVE__SERVER__PORT": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.lstrip().startswith("curl "):
+            break
+    yield lines
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(PATIENCE)
+
+
+def url_of(lines: list[str]) -> str:
+    (url,) = re.findall(r"listening on (http://\S+)", "".join(lines))
+    return url
+
+
+def run_shell(command: str) -> str:
+    return subprocess.run(
+        ["sh", "-c", command], check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
+
+
+def test_make_serve_prints_the_routes(served: list[str]) -> None:
+    assert any("POST  /models/{name}/predict" in line for line in served)
+    assert any("GET   /health/ready" in line for line in served)
+
+
+def test_the_call_that_make_serve_prints_works(served: list[str]) -> None:
+    assert json.loads(run_shell(served[-1]))["data"]
+
+
+def test_the_curl_call_works(served: list[str]) -> None:
+    call = snippet("curl ").replace("http://127.0.0.1:8000", url_of(served))
+    assert len(json.loads(run_shell(call))["data"]) == 384
+
+
+def test_make_test_is_a_target_that_runs_every_check() -> None:
+    # It is what runs this test, so here it only says what it would do.
+    planned = run_shell(f"cd {ROOT} && {snippet('make test').strip()} --dry-run")
+    for check in (
+        "cargo fmt",
+        "cargo clippy",
+        "cargo nextest",
+        "ruff check",
+        "ruff format",
+        "pyright",
+        "pytest",
+    ):
+        assert check in planned
+
+
+def test_the_python_snippet_works(tmp_path: Path) -> None:
+    code = snippet("import trustformers_serve as ts")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
+    similar, different = map(float, re.findall(r"-?\d\.\d\d", done.stdout.splitlines()[0]))
+    assert similar > 0.5
+    assert different < 0.2
