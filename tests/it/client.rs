@@ -1,7 +1,7 @@
 //! A blocking HTTP/1.1 client that can also misbehave: tests see the bytes that a user's socket sees.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,18 +19,33 @@ impl Reply {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// The body, whichever of the two formats it is in.
     pub(crate) fn json(&self) -> Value {
+        if self.header("content-type") == Some("application/msgpack") {
+            return rmp_serde::from_slice(&self.body).expect("msgpack");
+        }
         serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+            .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.text()))
     }
 
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The body of a reply that must be a success.
+    pub(crate) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()
+    }
+
     /// `error.code` of an error body.
     pub(crate) fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or("no error").to_owned()
+    }
+
+    /// `error.message` of an error body.
+    pub(crate) fn message(&self) -> String {
+        self.json()["error"]["message"].as_str().unwrap_or("no message").to_owned()
     }
 }
 
@@ -52,20 +67,22 @@ impl Connection {
 
     /// Sends bytes as they are.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.reader.get_mut().write_all(bytes).expect("the server reads");
+        self.try_send(bytes).expect("the server reads");
+    }
+
+    /// The same towards a server that may hang up.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
     }
 
     /// Sends a request without waiting for its reply.
     pub(crate) fn start(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n", body.len());
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += "\r\n";
-        let mut request = head.into_bytes();
-        request.extend_from_slice(body);
-        self.send(&request);
+        self.send(&request(method, path, headers, body));
+    }
+
+    /// Sends a JSON body without waiting for the reply.
+    pub(crate) fn start_post(&mut self, path: &str, body: &Value) {
+        self.start("POST", path, &[JSON], body.to_string().as_bytes());
     }
 
     /// Waits for the reply of the oldest request that has none.
@@ -94,6 +111,43 @@ impl Connection {
         Some(reply)
     }
 
+    /// Whether nothing arrives for `time`: for what must not happen.
+    pub(crate) fn is_silent_for(&mut self, time: Duration) -> bool {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(time)).expect("a timeout can be set");
+        let silent = stream
+            .peek(&mut [0])
+            .is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        silent
+    }
+
+    /// Waits until bytes have arrived that nobody has read.
+    pub(crate) fn await_bytes(&self) {
+        self.reader.get_ref().peek(&mut [0]).expect("the server replies");
+    }
+
+    /// Waits until the server hangs up; true when it sent nothing before.
+    pub(crate) fn closes_silently(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => rest.is_empty(),
+            Err(error) => error.kind() == ErrorKind::ConnectionReset && rest.is_empty(),
+        }
+    }
+
+    /// Everything until the server hangs up.
+    pub(crate) fn read_rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.reader.read_to_string(&mut rest).expect("text");
+        rest
+    }
+
+    /// Says that no more will be sent, and goes on listening.
+    pub(crate) fn finish_sending(&self) {
+        self.reader.get_ref().shutdown(Shutdown::Write).expect("the socket is open");
+    }
+
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -104,6 +158,27 @@ impl Connection {
         self.start(method, path, headers, body);
         self.reply()
     }
+
+    pub(crate) fn post(&mut self, path: &str, body: &Value) -> Reply {
+        self.request("POST", path, &[JSON], body.to_string().as_bytes())
+    }
+}
+
+/// A whole request, as it goes over the wire.
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += "\r\n";
+    let mut request = head.into_bytes();
+    request.extend_from_slice(body);
+    request
+}
+
+/// `value` in msgpack.
+pub(crate) fn msgpack(value: &Value) -> Vec<u8> {
+    rmp_serde::to_vec(value).expect("values can be written")
 }
 
 pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");

@@ -1,5 +1,40 @@
 //! The real server over real sockets, and the layout of the repository.
+//!
+//! Code map:
+//! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
+//! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `errors`, `malformed`, `clients`: what is refused, and who misbehaves
+//! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
+//! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
+//! - `shutdown`, `cli`: how it ends, and the command line
+//! - `keys`, `tidy`: every configuration key moves something; the arrows between crates
+
+// Everything here is a test: a failed expectation is how it reports.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod client;
+mod fixtures;
 mod harness;
+mod process;
+
+mod batching;
+mod cancellation;
+mod cli;
+mod clients;
+mod embeddings;
+mod errors;
+mod health;
+mod inference;
+mod keys;
+mod limits;
+mod malformed;
+mod metrics;
+mod models;
+mod predict;
+mod reloading;
+mod replay;
+mod repository;
+mod routes;
+mod shutdown;
 mod tidy;
+mod timeouts;

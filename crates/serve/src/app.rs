@@ -1,6 +1,7 @@
 //! One server's state, and its loop: accept, serve, shut down.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -79,14 +80,23 @@ pub async fn run(listener: TcpListener, app: Arc<App>, mut stop: watch::Receiver
     drop(listener);
     app.draining.store(true, Ordering::Relaxed);
     let deadline = Instant::now() + app.settings.shutdown_timeout;
-    if tokio::time::timeout_at(deadline.into(), connections.shutdown()).await.is_err() {
+    let mut finished = pin!(connections.shutdown());
+    let in_time = tokio::time::timeout_at(deadline.into(), &mut finished).await.is_ok();
+    if !in_time {
         tracing::warn!("requests are still in flight after shutdown_timeout: they are answered as failed");
     }
     loads.abort_all();
     let grace = deadline.saturating_duration_since(Instant::now());
     let registry = Arc::clone(&app);
     drop(spawn_blocking(move || registry.registry.shut_down(grace)).await);
+    if !in_time {
+        // The answers that shutting down gave are still to be written.
+        drop(tokio::time::timeout(LAST_WORDS, finished).await);
+    }
 }
+
+/// How long a server that stops waits for its last replies to be written.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

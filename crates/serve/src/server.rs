@@ -147,7 +147,7 @@ impl Server {
 
     fn loading(&self) -> impl Iterator<Item = &Arc<Version>> {
         let at_start = self.app.registry.versions().filter(|version| version.source().settings.load);
-        at_start.filter(|version| matches!(version.state(), State::Unloaded | State::Loading))
+        at_start.filter(|version| version.state() == State::Loading)
     }
 
     fn first_failure(&self) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Writes a scheduler's calls to a file, one JSON object a line, for replays and simulations.
 
-use std::fs::{File, create_dir_all};
+use std::fs::{File, create_dir_all, remove_file};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -24,6 +24,11 @@ impl EventLog {
     pub(super) fn create(directory: &Path, model: &str, version: &str) -> io::Result<Self> {
         create_dir_all(directory)?;
         let path = directory.join(format!("{model}-{version}.jsonl"));
+        // A file of its own: while a model is reloaded, the old one still writes to its log.
+        match remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let file = BufWriter::new(File::create(&path)?);
         let (events, received) = sync_channel(BACKLOG);
         let writer = thread::Builder::new()

@@ -15,9 +15,9 @@ use crate::metrics::{Metrics, VersionMetrics};
 /// What a version does now, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Nothing was asked of it yet, or it was unloaded.
+    /// It is not to be loaded at start, or was unloaded.
     Unloaded,
-    /// It is read and warmed up.
+    /// It is read and warmed up, or will be.
     Loading,
     /// It answers.
     Ready,
@@ -85,7 +85,9 @@ struct Slot {
 impl Version {
     pub(super) fn new(source: Source, threads: usize, metrics: &Metrics) -> Self {
         let metrics = metrics.of_version(source.model(), &source.version, source.settings.instances);
-        let slot = Slot { state: State::Unloaded, running: None, closed: false };
+        // From the first moment, so that readiness never misses a model whose load has not begun.
+        let state = if source.settings.load { State::Loading } else { State::Unloaded };
+        let slot = Slot { state, running: None, closed: false };
         Self {
             source,
             threads,

@@ -1,0 +1,110 @@
+//! Every metric family is moved, with its labels.
+
+use serde_json::json;
+
+use crate::fixtures::minilm;
+use crate::harness::{BUSY, DELAY, INSTANT, MINILM, start};
+
+#[test]
+fn requests_are_counted_by_outcome_and_item() {
+    let running = start(INSTANT);
+    running.post(DELAY, &json!({ "instances": [[1.0], [2.0], []] })).ok();
+    let text = running.get("/metrics").text();
+    for line in [
+        "# TYPE trustformers_requests_total counter",
+        "trustformers_requests_total{model=\"delay\",outcome=\"ok\",version=\"1\"} 2",
+        "trustformers_requests_total{model=\"delay\",outcome=\"invalid_input\",version=\"1\"} 1",
+    ] {
+        assert!(text.lines().any(|got| got == line), "{line} is not in\n{text}");
+    }
+    let reply = running.get("/metrics");
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4"));
+}
+
+#[test]
+fn durations_and_sizes_are_histograms_of_each_version() {
+    let running = start("models.delay.delay.batch_time = '20ms'\nmodels.delay.batching.max_batch_size = 2\n");
+    running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0]] })).ok();
+    let value = |name: &str| running.metric(&format!("{name}{{model=\"delay\",version=\"1\"}}"));
+    assert_eq!(value("trustformers_request_duration_seconds_count"), 1.0, "one call");
+    assert!(value("trustformers_request_duration_seconds_sum") >= 0.04, "two batches");
+    assert_eq!(value("trustformers_queue_duration_seconds_count"), 3.0, "each item waits");
+    assert!(value("trustformers_queue_duration_seconds_sum") >= 0.02, "the third for the first two");
+    assert_eq!(value("trustformers_compute_duration_seconds_count"), 2.0);
+    assert!(value("trustformers_compute_duration_seconds_sum") >= 0.04);
+    assert_eq!(value("trustformers_batch_size_count"), 2.0);
+    assert_eq!(value("trustformers_batch_size_sum"), 3.0);
+    assert_eq!(value("trustformers_batch_tokens_sum"), 3.0, "one for an item that has no tokens");
+}
+
+#[test]
+fn tokens_are_counted_and_are_the_cost_of_a_batch() {
+    let running = start(&minilm());
+    running.post(MINILM, &json!({ "instances": ["hello world", "hello"] })).ok();
+    let prompt = running.metric("trustformers_tokens_total{kind=\"prompt\",model=\"minilm\",version=\"1\"}");
+    assert_eq!(prompt, 7.0, "4 and 3 with the special ones");
+    assert_eq!(running.metric("trustformers_batch_tokens_sum{model=\"minilm\",version=\"1\"}"), 7.0);
+}
+
+#[test]
+fn the_queues_depth_and_refusals_show() {
+    let running = start(&format!("{BUSY}models.delay.batching.max_queue_size = 2\n"));
+    let mut busy = running.occupy();
+    assert_eq!(running.metric("trustformers_queue_depth{model=\"delay\",version=\"1\"}"), 1.0);
+    running.post(DELAY, &json!({ "instances": [[1.0], [2.0]] })).ok();
+    busy.reply().ok();
+    let refused = "trustformers_rejections_total{model=\"delay\",reason=\"queue_full\",version=\"1\"}";
+    assert_eq!(running.metric(refused), 1.0);
+    assert_eq!(running.metric("trustformers_queue_depth{model=\"delay\",version=\"1\"}"), 0.0);
+}
+
+#[test]
+fn each_instance_shows_how_busy_it_is() {
+    let running = start("models.delay.delay.batch_time = '50ms'\nmodels.delay.instances = 2\n");
+    let ratio = |instance: usize| {
+        running.metric(&format!(
+            "trustformers_instance_busy_ratio{{instance=\"{instance}\",model=\"delay\",version=\"1\"}}"
+        ))
+    };
+    assert_eq!((ratio(0), ratio(1)), (0.0, 0.0));
+    // Two shapes make two batches: one for each instance.
+    running.post(DELAY, &json!({ "instances": [[1.0], [1.0, 2.0]] })).ok();
+    for instance in 0..2 {
+        assert!((0.0..=1.0).contains(&ratio(instance)) && ratio(instance) > 0.0, "{}", ratio(instance));
+    }
+    assert_eq!(running.stats("delay")["instance_busy_ratio"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn open_connections_show() {
+    let running = start(INSTANT);
+    let held: Vec<_> = (0..3).map(|_| {
+        let mut connection = running.connect();
+        connection.post(DELAY, &json!([1.0])).ok();
+        connection
+    }).collect();
+    assert_eq!(running.metric("trustformers_connections"), 4.0, "its own included");
+    drop(held);
+    running.eventually("they are closed", |running| running.metric("trustformers_connections") == 1.0);
+}
+
+#[test]
+fn the_operators_numbers_add_up() {
+    let running = start("models.delay.delay.batch_time = '10ms'\nmodels.delay.batching.max_batch_size = 2\n");
+    running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0]] })).ok();
+    let all = running.get("/admin/stats").ok();
+    assert!(all["uptime_seconds"].as_f64().unwrap() > 0.0);
+    assert!(all["connections"].as_u64().unwrap() >= 1);
+    let stats = running.stats("delay");
+    for (key, value) in [
+        ("name", json!("delay")), ("version", json!("1")), ("state", json!("ready")), ("ok", json!(3)),
+        ("executed_items", json!(3)), ("executed_batches", json!(2)), ("mean_batch_size", json!(1.5)),
+        ("queued", json!(0)), ("queued_tokens", json!(0)),
+    ] {
+        assert_eq!(stats[key], value, "{key}");
+    }
+    for key in ["mean_compute_seconds", "mean_request_seconds"] {
+        assert!(stats[key].as_f64().unwrap() >= 0.01, "{key}");
+    }
+    assert!(stats["mean_queue_seconds"].as_f64().unwrap() > 0.0);
+}
