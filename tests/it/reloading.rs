@@ -12,7 +12,13 @@ use crate::harness::{DELAY, MINILM, Running, start, threads, threads_named};
 const CYCLES: usize = 50;
 
 /// Requests until told to stop: how many were answered, how many found the model not ready.
-fn press(running: &Running, path: &str, body: &serde_json::Value, stop: &AtomicBool, may_be_gone: bool) -> (usize, usize) {
+fn press(
+    running: &Running,
+    path: &str,
+    body: &serde_json::Value,
+    stop: &AtomicBool,
+    may_be_gone: bool,
+) -> (usize, usize) {
     let mut connection: Connection = running.connect();
     let (mut served, mut gone) = (0, 0);
     while !stop.load(Ordering::Relaxed) {

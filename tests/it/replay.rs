@@ -12,7 +12,9 @@ use crate::harness::{DELAY, Running, quoted, start};
 /// The log in a file.
 pub(crate) fn events(path: &Path) -> Vec<Event> {
     let text = std::fs::read_to_string(path).expect("the log is there");
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 /// Many clients at once: some patient, some not, some that leave; of three shapes and all priorities.
@@ -22,7 +24,8 @@ fn load(running: &Running) {
             scope.spawn(move || {
                 let mut connection = running.connect();
                 for number in 0..60_usize {
-                    let items: Vec<_> = (0..1 + (client + number) % 4).map(|i| vec![0.5; 1 + i % 3]).collect();
+                    let items: Vec<_> =
+                        (0..1 + (client + number) % 4).map(|i| vec![0.5; 1 + i % 3]).collect();
                     let priority = ["low", "normal", "high", "critical"][(client + number / 7) % 4];
                     let timeout_ms = if number % 5 == 0 { 1 + number % 7 } else { 60_000 };
                     let body = json!({ "instances": items, "priority": priority, "timeout_ms": timeout_ms });

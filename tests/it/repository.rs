@@ -45,7 +45,10 @@ fn versions_are_in_natural_order_and_the_newest_is_the_default() {
     let running = start(&format!("models.a.path = {folder}\nmodels.a.versions = 'all'\n"));
     let all = versions(&running, "a");
     assert_eq!(names(&all), ["v2", "v9", "v10"]);
-    assert_eq!(all.iter().map(|version| version["default"] == true).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(
+        all.iter().map(|version| version["default"] == true).collect::<Vec<_>>(),
+        [false, false, true]
+    );
     let ask = |query: &str| running.post(&format!("/models/a/predict{query}"), &json!("text"));
     assert_eq!(ask("").ok()["version"], "v10");
     assert_eq!(ask("?version=v9").ok()["version"], "v9");
@@ -76,7 +79,10 @@ fn a_mistake_in_model_toml_names_file_and_line() {
     fs::write(root.path().join("a/model.toml"), "instances = 2\ninstanses = 2\n").unwrap();
     let settings = try_settings(&serving(root.path(), "")).unwrap();
     let error = trustformers_serve::server::Server::start(&settings).err().expect("refused").to_string();
-    assert!(error.contains("a/model.toml:2") && error.contains("did you mean") && error.contains("instances"), "{error}");
+    assert!(
+        error.contains("a/model.toml:2") && error.contains("did you mean") && error.contains("instances"),
+        "{error}"
+    );
 }
 
 /// Serves a text model of which one file was changed, beside one that is whole; the reason it failed for.
@@ -135,10 +141,7 @@ fn a_checkpoint_without_one_of_its_files_fails_naming_it() {
 
 #[test]
 fn a_checkpoint_whose_configuration_is_wrong_fails_saying_what() {
-    for (config, says) in [
-        ("{", "config.json"),
-        ("{\"model_type\": \"gpt2\"}", "gpt2"),
-    ] {
+    for (config, says) in [("{", "config.json"), ("{\"model_type\": \"gpt2\"}", "gpt2")] {
         let reason = broken(|folder| replace(&folder.join("config.json"), config.as_bytes()));
         assert!(reason.contains(says), "{reason}");
     }
@@ -178,7 +181,8 @@ fn a_torchscript_file_that_is_broken_fails_its_model_alone() {
     let path = root.path().join("broken.pt");
     for content in [&whole[..whole.len() / 2], b"not a zip", b""] {
         fs::write(&path, content).unwrap();
-        let config = script_model("broken", "double").replace(&quoted(&torchscript("double")), &quoted(&path));
+        let config =
+            script_model("broken", "double").replace(&quoted(&torchscript("double")), &quoted(&path));
         let reason = failure(&config);
         assert!(!reason.is_empty() && !reason.contains("Exception raised from"), "{reason}");
     }
