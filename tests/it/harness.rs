@@ -37,10 +37,7 @@ pub(crate) fn start_unready(config: &str) -> Running {
 
 /// `config` over what every test needs: a free port, and the built-in models.
 pub(crate) fn settings(config: &str) -> Settings {
-    let sets = [
-        "server.port=0".to_owned(),
-        "server.workers=2".to_owned(),
-    ];
+    let sets = ["server.port=0".to_owned(), "server.workers=2".to_owned()];
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), config).expect("the configuration is written");
     Settings::load(Some(file.path()), cache_folders(), &sets).unwrap_or_else(|error| panic!("{error}"))

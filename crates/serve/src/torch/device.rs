@@ -119,7 +119,8 @@ fn cuda() -> &'static Result<Library, String> {
         if !path.exists() {
             return Err(format!("LibTorch in {} was built without CUDA", folder.display()));
         }
-        load(&path)
+        // A driver without a working library is a broken installation, which "auto" would hide.
+        load(&path).inspect_err(|reason| tracing::warn!(%reason, "CUDA cannot be used"))
     })
 }
 
