@@ -39,7 +39,8 @@ fn what_waits_while_the_model_runs_leaves_together_up_to_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     let config = "models.delay.delay.batch_time = '1ms'\nmodels.delay.batching.max_batch_size = 3\n";
     let running = logged(config, folder.path());
-    let mut many = running.post_later(DELAY, &json!({ "instances": [[0], [1], [2], [3], [4], [5], [6], [7]] }));
+    let mut many =
+        running.post_later(DELAY, &json!({ "instances": [[0], [1], [2], [3], [4], [5], [6], [7]] }));
     assert_eq!(many.reply().status, 200);
     let sizes: Vec<usize> = batches(running, folder.path()).iter().map(Vec::len).collect();
     assert_eq!(sizes, [3, 3, 2]);

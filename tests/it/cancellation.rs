@@ -25,7 +25,8 @@ fn requests_of_clients_that_left_while_queued_never_run() {
 fn every_item_of_a_client_that_left_is_forgotten() {
     let running = start(BUSY);
     let mut busy = running.occupy();
-    let leaving = running.post_later("/v1/inference/batch", &json!({ "model": "delay", "instances": [[1], [2], [3]] }));
+    let leaving =
+        running.post_later("/v1/inference/batch", &json!({ "model": "delay", "instances": [[1], [2], [3]] }));
     running.until_queued(4);
     drop(leaving);
     running.until_queued(1);
@@ -40,7 +41,9 @@ fn a_client_that_left_while_its_request_ran_is_counted_as_gone() {
     let leaving = running.post_later(DELAY, &json!([1.0]));
     running.eventually("it runs", |running| running.metric("trustformers_connections") >= 2.0);
     drop(leaving);
-    running.eventually("gone", |running| running.outcomes("delay", "cancelled") == 1.0 || running.metric("trustformers_connections") == 1.0);
+    running.eventually("gone", |running| {
+        running.outcomes("delay", "cancelled") == 1.0 || running.metric("trustformers_connections") == 1.0
+    });
     running.still_serves();
     assert_eq!(running.outcomes("delay", "ok"), 1.0);
 }

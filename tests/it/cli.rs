@@ -83,13 +83,18 @@ fn a_wrong_configuration_is_one_line_with_file_line_key_and_what_to_write() {
         ("[models.m]\ninstances = 1", &["serve.toml", "models.m"]),
     ] {
         let wrong = file(text);
-        for action in [&["--validate"][..], &["--print-config"], &["--dry-run"], &["--list-models"], &[]] {
-            refused(&wrong.run(action), says);
-        }
+        refused(&wrong.run(&["--validate"]), says);
+    }
+    let wrong = file("server.prot = 1");
+    for action in [&["--print-config"][..], &["--dry-run"], &["--list-models"], &["--model-info", "a"], &[]] {
+        refused(&wrong.run(action), &["serve.toml:1", "did you mean `server.port`"]);
     }
     refused(&run(&["--validate", "--set", "server.prot=1"]), &["--set server.prot=1", "`server.port`"]);
-    refused(&run(&["--validate", "--set", "nonsense"]), &["--set nonsense", "key=value"]);
-    refused(&run(&["--validate", "--config", "/nowhere/serve.toml"]), &["/nowhere/serve.toml", "No such file"]);
+    refused(&run(&["--validate", "--set", "nonsense"]), &["--set nonsense", "no `=`"]);
+    refused(
+        &run(&["--validate", "--config", "/nowhere/serve.toml"]),
+        &["/nowhere/serve.toml", "No such file"],
+    );
     let wrong = [("TRUSTFORMERS_SERVE__SERVER__PROT", "1")];
     refused(&run_with(&["--validate"], &wrong), &["TRUSTFORMERS_SERVE__SERVER__PROT", "`server.port`"]);
 }
@@ -101,7 +106,13 @@ fn flags_win_over_environment_over_file_over_default() {
     let env = [("TRUSTFORMERS_SERVE__SERVER__PORT", "2"), ("TRUSTFORMERS_SERVE__SERVER__WORKERS", "2")];
     let printed = run_with(&["--config", path.to_str().unwrap(), "--port", "3", "--print-config"], &env);
     assert_eq!((printed.code, printed.stderr.as_str()), (Some(0), ""));
-    let line = |key: &str| printed.stdout.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {}", printed.stdout));
+    let line = |key: &str| {
+        printed
+            .stdout
+            .lines()
+            .find(|line| line.starts_with(key))
+            .unwrap_or_else(|| panic!("{key}: {}", printed.stdout))
+    };
     for (key, value, source) in [
         ("port", "3", "--port"),
         ("workers", "2", "TRUSTFORMERS_SERVE__SERVER__WORKERS"),
@@ -132,7 +143,10 @@ fn dry_run_loads_every_model_and_its_code_says_whether_all_did() {
     let loaded = good.run(&["--dry-run"]);
     assert_eq!(loaded.code, Some(0), "{loaded:?}");
     let lines: Vec<_> = loaded.stdout.lines().collect();
-    assert!(lines[0].starts_with("delay 1 ready in ") && lines[1].starts_with("minilm 1 ready in "), "{lines:?}");
+    assert!(
+        lines[0].starts_with("delay 1 ready in ") && lines[1].starts_with("minilm 1 ready in "),
+        "{lines:?}"
+    );
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     let bad = file(&format!("{INSTANT}models.broken.path = {}\n", quoted(folder.path())));

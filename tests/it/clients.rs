@@ -34,7 +34,9 @@ fn a_body_that_does_not_arrive_in_time_is_408() {
 fn a_chunked_body_that_stops_is_408() {
     let running = start(&impatient());
     let mut slow = running.connect();
-    slow.send(b"POST /models/delay/predict HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\n[1,\r\n");
+    slow.send(
+        b"POST /models/delay/predict HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\n[1,\r\n",
+    );
     assert_eq!(slow.reply().code(), "request_timeout");
     running.still_serves();
 }
@@ -56,9 +58,18 @@ fn a_client_that_says_nothing_is_hung_up_on_in_time_and_holds_nobody_up() {
     for connection in &mut silent {
         assert!(connection.closes_silently());
     }
-    running.eventually("no connection but its own", |running| {
-        running.metric("trustformers_connections") == 1.0
-    });
+    running
+        .eventually("no connection but its own", |running| running.metric("trustformers_connections") == 1.0);
+}
+
+#[test]
+fn a_reply_never_waits_for_the_next_request() {
+    let running = start(INSTANT);
+    let mut connection = running.connect();
+    connection.send(b"GET /health HTTP/1.1\r\nhost: t\r\n\r\nGET /hea");
+    assert_eq!(connection.reply().status, 200, "with half a request behind it");
+    connection.send(b"lth/live HTTP/1.1\r\nhost: t\r\n\r\n");
+    assert_eq!(connection.reply().status, 200);
 }
 
 #[test]
@@ -86,9 +97,8 @@ fn a_client_that_resets_its_connection_disturbs_nobody() {
         connection.send(&request("POST", DELAY, &[JSON], body)[..40]);
         drop(connection);
     }
-    running.eventually("no connection but its own", |running| {
-        running.metric("trustformers_connections") == 1.0
-    });
+    running
+        .eventually("no connection but its own", |running| running.metric("trustformers_connections") == 1.0);
     running.still_serves();
 }
 

@@ -23,7 +23,10 @@ fn a_text_gives_one_normalised_embedding_and_its_tokens_are_counted() {
     let embedding = floats(&data[0]["embedding"]);
     assert_eq!(embedding.len(), 384);
     assert!((embedding.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-4);
-    assert_eq!(running.metric("trustformers_tokens_total{kind=\"prompt\",model=\"minilm\",version=\"1\"}"), 4.0);
+    assert_eq!(
+        running.metric("trustformers_tokens_total{kind=\"prompt\",model=\"minilm\",version=\"1\"}"),
+        4.0
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{JSON, MSGPACK, Reply, msgpack};
-use crate::fixtures::minilm;
+use crate::fixtures::{minilm, script_model};
 use crate::harness::{BUSY, DELAY, INSTANT, Running, start, start_unready};
 
 /// A request that must be refused.
@@ -29,14 +29,23 @@ impl Running {
         let mut headers = case.headers.to_vec();
         headers.push(("x-request-id", "error-test:1"));
         let reply = self.connect().request(case.method, case.path, &headers, case.body);
-        assert_eq!((reply.status, reply.code().as_str()), (case.status, case.code), "{what}: {}", reply.text());
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (case.status, case.code),
+            "{what}: {}",
+            reply.text()
+        );
         for part in case.says {
             assert!(reply.message().contains(part), "{what}: {part:?} is not in {}", reply.message());
         }
         assert_eq!(reply.header("content-type"), Some("application/json"), "{what}");
         assert_eq!(reply.header("x-request-id"), Some("error-test:1"), "{what}");
         let openai = case.path.starts_with("/v1/") && !case.path.starts_with("/v1/inference");
-        if openai { openai_style(&reply, what) } else { own_style(&reply, what) }
+        if openai {
+            openai_style(&reply, what)
+        } else {
+            own_style(&reply, what)
+        }
         assert_eq!(self.outcomes(case.model, case.code), before + 1.0, "{what} is counted once");
         self.still_serves();
     }
@@ -62,7 +71,15 @@ fn openai_style(reply: &Reply, what: &str) {
 }
 
 /// The same request in both formats.
-fn refuses_in_both(running: &Running, path: &str, body: &Value, status: u16, code: &str, says: &[&str], model: &str) {
+fn refuses_in_both(
+    running: &Running,
+    path: &str,
+    body: &Value,
+    status: u16,
+    code: &str,
+    says: &[&str],
+    model: &str,
+) {
     let text = body.to_string().into_bytes();
     let packed = msgpack(body);
     for (format, body) in [(JSON, text), (MSGPACK, packed)] {
@@ -85,7 +102,14 @@ fn an_unknown_model_is_404_and_the_known_ones_are_named() {
         [("GET", "/models/nope"), ("POST", "/models/nope/load"), ("POST", "/models/nope/unload")]
     {
         running.refuses(&Refused {
-            method, path, headers: &[], body: b"", status: 404, code: "model_not_found", says: &says, model: "",
+            method,
+            path,
+            headers: &[],
+            body: b"",
+            status: 404,
+            code: "model_not_found",
+            says: &says,
+            model: "",
         });
     }
 }
@@ -100,7 +124,13 @@ fn an_unknown_version_is_404_and_the_known_ones_are_named() {
     refuses_in_both(&running, "/v1/inference", &body, 404, "version_not_found", &says, "");
     for path in ["/models/delay/load?version=9", "/models/delay/unload?version=9"] {
         running.refuses(&Refused {
-            method: "POST", path, headers: &[], body: b"", status: 404, code: "version_not_found", says: &says,
+            method: "POST",
+            path,
+            headers: &[],
+            body: b"",
+            status: 404,
+            code: "version_not_found",
+            says: &says,
             model: "",
         });
     }
@@ -109,9 +139,17 @@ fn an_unknown_version_is_404_and_the_known_ones_are_named() {
 #[test]
 fn an_unknown_route_is_404_and_named() {
     let running = start(INSTANT);
-    for path in ["/nope", "/v1/inference/nope", "/models/delay/nope", "/v1/nope", "//", "/models/delay/predict/"] {
+    for path in
+        ["/nope", "/v1/inference/nope", "/models/delay/nope", "/v1/nope", "//", "/models/delay/predict/"]
+    {
         running.refuses(&Refused {
-            method: "GET", path, headers: &[], body: b"", status: 404, code: "route_not_found", says: &[path],
+            method: "GET",
+            path,
+            headers: &[],
+            body: b"",
+            status: 404,
+            code: "route_not_found",
+            says: &[path],
             model: "",
         });
     }
@@ -121,12 +159,23 @@ fn an_unknown_route_is_404_and_named() {
 fn a_wrong_method_is_405_and_the_right_one_is_named() {
     let running = start(INSTANT);
     for (path, right) in [
-        ("/models/delay/predict", "POST"), ("/v1/inference", "POST"), ("/v1/embeddings", "POST"),
-        ("/models", "GET,HEAD"), ("/health", "GET,HEAD"), ("/metrics", "GET,HEAD"), ("/v1/models", "GET,HEAD"),
+        ("/models/delay/predict", "POST"),
+        ("/v1/inference", "POST"),
+        ("/v1/embeddings", "POST"),
+        ("/models", "GET,HEAD"),
+        ("/health", "GET,HEAD"),
+        ("/metrics", "GET,HEAD"),
+        ("/v1/models", "GET,HEAD"),
     ] {
         running.refuses(&Refused {
-            method: "DELETE", path, headers: &[], body: b"", status: 405, code: "method_not_allowed",
-            says: &[path, "DELETE"], model: "",
+            method: "DELETE",
+            path,
+            headers: &[],
+            body: b"",
+            status: 405,
+            code: "method_not_allowed",
+            says: &[path, "DELETE"],
+            model: "",
         });
         let reply = running.connect().request("DELETE", path, &[], b"");
         assert_eq!(reply.header("allow"), Some(right), "{path}");
@@ -139,15 +188,26 @@ fn another_content_type_is_415_and_the_right_ones_are_named() {
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
         for (path, model) in [(DELAY, "delay"), ("/v1/inference", ""), ("/v1/inference/batch", "")] {
             running.refuses(&Refused {
-                method: "POST", path, headers: &[("content-type", content_type)], body: b"{\"data\":[1]}",
-                status: 415, code: "unsupported_media_type",
-                says: &[content_type, "application/json", "application/msgpack"], model,
+                method: "POST",
+                path,
+                headers: &[("content-type", content_type)],
+                body: b"{\"data\":[1]}",
+                status: 415,
+                code: "unsupported_media_type",
+                says: &[content_type, "application/json", "application/msgpack"],
+                model,
             });
         }
     }
     running.refuses(&Refused {
-        method: "POST", path: "/v1/embeddings", headers: &[MSGPACK], body: &msgpack(&json!({ "input": "a" })),
-        status: 415, code: "unsupported_media_type", says: &["application/json"], model: "",
+        method: "POST",
+        path: "/v1/embeddings",
+        headers: &[MSGPACK],
+        body: &msgpack(&json!({ "input": "a" })),
+        status: 415,
+        code: "unsupported_media_type",
+        says: &["application/json"],
+        model: "",
     });
 }
 
@@ -196,13 +256,14 @@ fn a_body_of_another_form_is_400_saying_what_is_missing_or_too_much() {
         (json!({ "data": [1.0], "colour": 1 }), "\"colour\""),
         (json!({ "data": [1.0], "priority": "urgent" }), "urgent"),
         (json!({ "data": [1.0], "timeout_ms": -1 }), "-1"),
-        (json!({ "data": [1.0], "timeout_ms": "5" }), "u64"),
         (json!({ "data": [1.0], "parameters": { "colour": 1 } }), "colour"),
         (json!({ "instances": [1.0], "model": "delay" }), "\"model\""),
         (json!({ "instances": 1.0 }), "a list of items"),
     ] {
         refuses_in_both(&running, DELAY, &body, 400, "malformed_request", &[says], "delay");
     }
+    let reply = running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": "5" }));
+    assert!(reply.status == 400 && reply.message().contains("expected u64"), "{}", reply.text());
     let unnamed = json!({ "data": [1.0] });
     refuses_in_both(&running, "/v1/inference", &unnamed, 400, "malformed_request", &["\"model\""], "");
     let single = json!({ "model": "delay", "data": [1.0] });
@@ -219,14 +280,26 @@ fn headers_that_make_no_sense_are_400() {
         (("x-timeout-ms", "-1"), "whole milliseconds"),
     ] {
         running.refuses(&Refused {
-            method: "POST", path: DELAY, headers: &[JSON, header], body: b"{\"data\":[1]}", status: 400,
-            code: "malformed_request", says: &[says, header.1], model: "delay",
+            method: "POST",
+            path: DELAY,
+            headers: &[JSON, header],
+            body: b"{\"data\":[1]}",
+            status: 400,
+            code: "malformed_request",
+            says: &[says, header.1],
+            model: "delay",
         });
     }
     for path in ["/models/delay/predict?version=1&version=2", "/models/%ff/predict"] {
         running.refuses(&Refused {
-            method: "POST", path, headers: &[JSON], body: b"{\"data\":[1]}", status: 400,
-            code: "malformed_request", says: &[], model: "",
+            method: "POST",
+            path,
+            headers: &[JSON],
+            body: b"{\"data\":[1]}",
+            status: 400,
+            code: "malformed_request",
+            says: &[],
+            model: "",
         });
     }
 }
@@ -238,8 +311,14 @@ fn a_model_that_is_not_loaded_is_503_and_its_state_is_said() {
     let says = ["\"minilm\"", "\"1\"", "is not loaded"];
     refuses_in_both(&running, "/models/minilm/predict", &item, 503, "model_not_ready", &says, "minilm");
     running.refuses(&Refused {
-        method: "POST", path: "/v1/embeddings", headers: &[JSON], body: b"{\"input\":\"a\",\"model\":\"minilm\"}",
-        status: 503, code: "model_not_ready", says: &says, model: "minilm",
+        method: "POST",
+        path: "/v1/embeddings",
+        headers: &[JSON],
+        body: b"{\"input\":\"a\",\"model\":\"minilm\"}",
+        status: 503,
+        code: "model_not_ready",
+        says: &says,
+        model: "minilm",
     });
 }
 
@@ -254,9 +333,30 @@ fn a_model_that_failed_to_load_is_503_with_the_reason_and_its_loading_500() {
     let says = ["\"broken\"", "failed to load", "config.json"];
     refuses_in_both(&running, "/models/broken/predict", &item, 503, "model_not_ready", &says, "broken");
     running.refuses(&Refused {
-        method: "POST", path: "/models/broken/load", headers: &[], body: b"", status: 500, code: "model_failed",
-        says: &says, model: "",
+        method: "POST",
+        path: "/models/broken/load",
+        headers: &[],
+        body: b"",
+        status: 500,
+        code: "model_failed",
+        says: &says,
+        model: "",
     });
+}
+
+#[test]
+fn a_model_that_raises_is_500_with_its_own_words_and_goes_on() {
+    let running = start(&format!("{INSTANT}{}", script_model("double", "double")));
+    let path = "/models/double/predict";
+    let says = ["negative numbers are not for this model"];
+    let body = json!({ "data": [-1.0] });
+    refuses_in_both(&running, path, &body, 500, "model_failed", &says, "double");
+    let reply = running.post(path, &body);
+    assert!(!reply.message().contains("Exception raised from"), "no C++ backtrace: {}", reply.message());
+    assert_eq!(running.post(path, &json!({ "data": [1.0] })).ok()["data"], json!([2.0]));
+    assert_eq!(running.get("/health/ready").status, 200, "one failed batch makes nothing unhealthy");
+    let many = json!({ "instances": [[-1.0], [-2.0]] });
+    assert_eq!(running.post(path, &many).code(), "model_failed");
 }
 
 #[test]
@@ -276,8 +376,14 @@ fn openai_routes_have_openai_errors() {
     ];
     for &(body, status, code, says, model) in cases {
         running.refuses(&Refused {
-            method: "POST", path: "/v1/embeddings", headers: &[JSON], body: body.as_bytes(), status, code,
-            says: &[says], model,
+            method: "POST",
+            path: "/v1/embeddings",
+            headers: &[JSON],
+            body: body.as_bytes(),
+            status,
+            code,
+            says: &[says],
+            model,
         });
     }
 }

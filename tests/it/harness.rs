@@ -166,7 +166,9 @@ impl Running {
 
     /// Waits until exactly `count` requests wait for the delay model.
     pub(crate) fn until_queued(&self, count: usize) {
-        self.eventually(&format!("{count} requests in the queue"), |running| running.queued("delay") == count);
+        self.eventually(&format!("{count} requests in the queue"), |running| {
+            running.queued("delay") == count
+        });
     }
 
     /// Makes the delay model of [`BUSY`] run one request with another in the queue. Both are admitted

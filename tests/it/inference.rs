@@ -22,8 +22,7 @@ fn the_model_in_the_body_answers_one_item() {
 fn the_model_in_the_body_answers_many_items_on_both_routes() {
     let running = start(INSTANT);
     let body = json!({ "model": "delay", "instances": [[1.0], [2.0, 3.0]] });
-    let expected =
-        json!({ "predictions": [{ "data": [1.0] }, { "data": [2.0, 3.0] }], "model": "delay", "version": "1" });
+    let expected = json!({ "predictions": [{ "data": [1.0] }, { "data": [2.0, 3.0] }], "model": "delay", "version": "1" });
     for route in ["/v1/inference", "/v1/inference/batch"] {
         assert_eq!(running.post(route, &body).ok(), expected);
         assert_eq!(running.post_raw(route, &[MSGPACK], &msgpack(&body)).ok(), expected);

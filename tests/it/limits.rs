@@ -15,8 +15,14 @@ fn a_body_over_the_limit_is_413_declared_or_not() {
     let long = format!("[{}1]", "1,".repeat(1000));
     for format in [JSON, MSGPACK] {
         running.refuses(&Refused {
-            method: "POST", path: DELAY, headers: &[format], body: long.as_bytes(), status: 413,
-            code: "body_too_large", says: &["1000 bytes"], model: "delay",
+            method: "POST",
+            path: DELAY,
+            headers: &[format],
+            body: long.as_bytes(),
+            status: 413,
+            code: "body_too_large",
+            says: &["1000 bytes"],
+            model: "delay",
         });
     }
     let mut chunked = running.connect();
@@ -73,23 +79,37 @@ fn a_text_with_more_tokens_than_a_batch_ever_holds_is_422() {
     assert_eq!(running.post(MINILM, &json!("two words")).status, 200);
     let long = json!({ "data": "one two three four five" });
     running.refuses(&Refused {
-        method: "POST", path: MINILM, headers: &[JSON], body: long.to_string().as_bytes(), status: 422,
-        code: "invalid_input", says: &["7 tokens", "more than the 6"], model: "minilm",
+        method: "POST",
+        path: MINILM,
+        headers: &[JSON],
+        body: long.to_string().as_bytes(),
+        status: 422,
+        code: "invalid_input",
+        says: &["7 tokens", "more than the 6"],
+        model: "minilm",
     });
     assert_eq!(running.rejections("minilm", "never_fits"), 1.0);
     let input = json!({ "input": "one two three four five" });
     running.refuses(&Refused {
-        method: "POST", path: "/v1/embeddings", headers: &[JSON], body: input.to_string().as_bytes(),
-        status: 400, code: "invalid_input", says: &["7 tokens"], model: "minilm",
+        method: "POST",
+        path: "/v1/embeddings",
+        headers: &[JSON],
+        body: input.to_string().as_bytes(),
+        status: 400,
+        code: "invalid_input",
+        says: &["7 tokens"],
+        model: "minilm",
     });
 }
 
 #[test]
 fn tokens_of_a_batch_stay_within_their_limit() {
-    let window = "models.minilm.batching.dispatch = 'window'\nmodels.minilm.batching.max_wait_time = '20ms'\n";
+    let window =
+        "models.minilm.batching.dispatch = 'window'\nmodels.minilm.batching.max_wait_time = '20ms'\n";
     let running = start(&format!("{}{window}models.minilm.batching.max_batch_tokens = 8\n", minilm()));
     // Four tokens each, special ones included: two fit.
-    let reply = running.post(MINILM, &json!({ "instances": ["two words", "hello world", "good night", "one day"] }));
+    let reply =
+        running.post(MINILM, &json!({ "instances": ["two words", "hello world", "good night", "one day"] }));
     assert_eq!(reply.status, 200);
     assert_eq!(running.count("minilm", "executed_items"), 4);
     assert_eq!(running.count("minilm", "executed_batches"), 2);

@@ -78,11 +78,13 @@ fn each_instance_shows_how_busy_it_is() {
 #[test]
 fn open_connections_show() {
     let running = start(INSTANT);
-    let held: Vec<_> = (0..3).map(|_| {
-        let mut connection = running.connect();
-        connection.post(DELAY, &json!([1.0])).ok();
-        connection
-    }).collect();
+    let held: Vec<_> = (0..3)
+        .map(|_| {
+            let mut connection = running.connect();
+            connection.post(DELAY, &json!([1.0])).ok();
+            connection
+        })
+        .collect();
     assert_eq!(running.metric("trustformers_connections"), 4.0, "its own included");
     drop(held);
     running.eventually("they are closed", |running| running.metric("trustformers_connections") == 1.0);
@@ -97,9 +99,15 @@ fn the_operators_numbers_add_up() {
     assert!(all["connections"].as_u64().unwrap() >= 1);
     let stats = running.stats("delay");
     for (key, value) in [
-        ("name", json!("delay")), ("version", json!("1")), ("state", json!("ready")), ("ok", json!(3)),
-        ("executed_items", json!(3)), ("executed_batches", json!(2)), ("mean_batch_size", json!(1.5)),
-        ("queued", json!(0)), ("queued_tokens", json!(0)),
+        ("name", json!("delay")),
+        ("version", json!("1")),
+        ("state", json!("ready")),
+        ("ok", json!(3)),
+        ("executed_items", json!(3)),
+        ("executed_batches", json!(2)),
+        ("mean_batch_size", json!(1.5)),
+        ("queued", json!(0)),
+        ("queued_tokens", json!(0)),
     ] {
         assert_eq!(stats[key], value, "{key}");
     }

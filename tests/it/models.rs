@@ -13,11 +13,18 @@ fn models_are_listed_with_their_versions_inputs_and_outputs() {
     let models = list["models"].as_array().unwrap();
     assert_eq!(models.len(), 2);
     let data = json!([{ "name": "data", "dtype": "f32", "shape": [-1] }]);
-    assert_eq!((&models[0]["name"], &models[0]["inputs"], &models[0]["outputs"]), (&json!("delay"), &data, &data));
+    assert_eq!(
+        (&models[0]["name"], &models[0]["inputs"], &models[0]["outputs"]),
+        (&json!("delay"), &data, &data)
+    );
     let version = &models[0]["versions"][0];
     let expected = [
-        ("version", json!("1")), ("state", json!("ready")), ("format", json!("builtin")),
-        ("instances", json!(1)), ("default", json!(true)), ("device", json!("cpu")),
+        ("version", json!("1")),
+        ("state", json!("ready")),
+        ("format", json!("builtin")),
+        ("instances", json!(1)),
+        ("default", json!(true)),
+        ("device", json!("cpu")),
     ];
     for (key, value) in expected {
         assert_eq!(version[key], value, "{key}");

@@ -29,7 +29,8 @@ pub(crate) fn binary() -> PathBuf {
 
 fn command(args: &[&str], env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(binary());
-    let inherited = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUSTFORMERS"));
+    let inherited =
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUSTFORMERS"));
     for (name, _) in inherited {
         command.env_remove(name);
     }

@@ -12,7 +12,9 @@ use crate::harness::{DELAY, Running, quoted, start};
 /// The log in a file.
 pub(crate) fn events(path: &Path) -> Vec<Event> {
     let text = std::fs::read_to_string(path).expect("the log is there");
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 /// Many clients at once: some patient, some not, some that leave; of three shapes and all priorities.
@@ -22,7 +24,8 @@ fn load(running: &Running) {
             scope.spawn(move || {
                 let mut connection = running.connect();
                 for number in 0..60_usize {
-                    let items: Vec<_> = (0..1 + (client + number) % 4).map(|i| vec![0.5; 1 + i % 3]).collect();
+                    let items: Vec<_> =
+                        (0..1 + (client + number) % 4).map(|i| vec![0.5; 1 + i % 3]).collect();
                     let priority = ["low", "normal", "high", "critical"][(client + number / 7) % 4];
                     let timeout_ms = if number % 5 == 0 { 1 + number % 7 } else { 60_000 };
                     let body = json!({ "instances": items, "priority": priority, "timeout_ms": timeout_ms });
@@ -46,7 +49,7 @@ fn replays(batching: &str) -> (Vec<Event>, Replayed) {
     let log = quoted(folder.path());
     let running = start(&format!(
         "models.delay.delay = {{ batch_time = '2ms', item_time = '100us' }}\nmodels.delay.instances = 3\n\
-         models.delay.batching = {{ event_log = {log}, max_queue_size = 20, {batching} }}\n"
+         models.delay.batching = {{ event_log = {log}, max_queue_size = 6, {batching} }}\n"
     ));
     load(&running);
     let executed = running.count("delay", "executed_batches");
@@ -54,7 +57,7 @@ fn replays(batching: &str) -> (Vec<Event>, Replayed) {
     let events = events(&folder.path().join("delay-1.jsonl"));
     let replayed = replay(events.clone()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(replayed.events, events.len());
-    assert!(replayed.batches as u64 >= executed && executed > 50, "{replayed:?}, {executed} executed");
+    assert!(replayed.batches as u64 >= executed && executed > 20, "{replayed:?}, {executed} executed");
     (events, replayed)
 }
 

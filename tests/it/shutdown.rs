@@ -101,10 +101,7 @@ fn two_servers_live_in_one_process_and_count_apart() {
 
 /// The command line's settings for a model that is busy for so long, one request at a time.
 fn busy(time: &str) -> [String; 2] {
-    [
-        format!("models.delay.delay.batch_time={time}"),
-        "models.delay.batching.max_batch_size=1".to_owned(),
-    ]
+    [format!("models.delay.delay.batch_time={time}"), "models.delay.batching.max_batch_size=1".to_owned()]
 }
 
 /// Sends a request and waits until its model runs it.
@@ -132,7 +129,11 @@ fn a_signal_ends_the_process_with_0_after_what_is_in_flight() {
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         let last = finished.stderr.lines().last().unwrap_or_default().to_owned();
         assert!(last.contains("shutting down") && last.contains(signal), "{}", finished.stderr);
-        assert!(!finished.stderr.contains("ERROR") && !finished.stderr.contains("panic"), "{}", finished.stderr);
+        assert!(
+            !finished.stderr.contains("ERROR") && !finished.stderr.contains("panic"),
+            "{}",
+            finished.stderr
+        );
     }
 }
 

@@ -50,7 +50,10 @@ fn a_time_may_stand_in_the_body_or_a_header_and_the_body_wins() {
 fn no_request_gets_more_time_than_the_server_gives() {
     let running = start("server.request_timeout = '50ms'\nmodels.delay.delay.batch_time = '300ms'\n");
     assert_eq!(running.post(DELAY, &json!([1.0])).code(), "deadline_exceeded");
-    assert_eq!(running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": 60_000 })).code(), "deadline_exceeded");
+    assert_eq!(
+        running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": 60_000 })).code(),
+        "deadline_exceeded"
+    );
 }
 
 #[test]

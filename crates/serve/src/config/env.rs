@@ -120,7 +120,9 @@ fn nest(path: &[String], leaf: Node, source: &Source) -> Table {
 
 /// The variables that say where caches are, for settings that heed no other variable.
 pub fn cache_folders() -> impl Iterator<Item = (String, String)> {
-    ["XDG_CACHE_HOME", "HOME"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+    ["XDG_CACHE_HOME", "HOME"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
 }
 
 #[cfg(test)]
