@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import trustformers_serve as ts
+from conftest import ROOT
 from trustformers_serve import _core, config
 
 
@@ -119,3 +121,14 @@ def test_what_has_no_toml_form_is_named_by_its_key() -> None:
         typed.set("server.port", value)
         with pytest.raises(ts.ConfigError, match=r"^server\.port: "):
             typed.to_toml()
+
+
+def test_the_commented_configuration_has_every_key_and_is_valid() -> None:
+    commented = (ROOT / "config" / "serve.toml").read_text()
+    # Settings are commented out, prose is too: only the former look like TOML.
+    text = re.sub(r"^# (?=\[models|\w+ = )", "", commented, flags=re.MULTILINE)
+    config = ts.ServerConfig.from_toml(text)
+    config.validate()
+    named = set(re.findall(r"(\w+) =", text))
+    missing = {key for key in _core.known_keys() if key.rsplit(".", 1)[-1] not in named}
+    assert missing == set()

@@ -222,11 +222,18 @@ fn welcome(server: &Server, settings: &Settings) -> String {
     for (method, path) in ROUTES {
         text += &format!("  {method:<5} {path}\n");
     }
-    text += &format!("{} cores for LibTorch;", settings.device.threads);
-    for version in server.app().registry.versions().filter(|version| version.source().uses_torch()) {
-        let instances = version.source().settings.instances;
-        text += &format!(" {}: {instances} x {} threads", version.model(), version.threads());
-    }
+    let torch = server.app().registry.versions().filter(|version| version.source().uses_torch());
+    let shares: Vec<String> = torch
+        .map(|version| {
+            let (instances, threads) = (version.source().settings.instances, version.threads());
+            format!("{} {instances} x {threads}", version.model())
+        })
+        .collect();
+    text += &format!(
+        "{} LibTorch threads (instances x threads): {}",
+        settings.device.threads,
+        if shares.is_empty() { "none needed".to_owned() } else { shares.join(", ") }
+    );
     text
 }
 

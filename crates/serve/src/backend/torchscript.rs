@@ -143,9 +143,7 @@ impl TorchScript {
             .collect::<Result<_, _>>()
             .map_err(|error| ModelError(format!("the batch cannot be put together: {error}")))?;
         let batches: Vec<&Tensor> = batches.iter().collect();
-        self.module
-            .forward(&batches, std::env::var_os("TFS_OPT").is_some())
-            .map_err(|error| ModelError(error.0))
+        self.module.forward(&batches).map_err(|error| ModelError(error.0))
     }
 
     /// Takes apart what [`TorchScript::forward`] answered for as many items.

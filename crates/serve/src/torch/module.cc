@@ -49,7 +49,8 @@ torch::jit::Module prepared(torch::jit::Module module) {
     if (part.hasattr("training")) part.setattr("training", false);
   }
   try {
-    return torch::jit::freeze(module);
+    // Without the passes that change results, like folding norms into convolutions.
+    return torch::jit::freeze(module, std::nullopt, /*optimize_numerics=*/false);
   } catch (const std::exception&) {
     // Some modules cannot be frozen (interfaces, for one); they run as they are.
     return module;
@@ -122,11 +123,10 @@ char* tfs_module_arguments(const Module* module, size_t* required, size_t* total
   return strdup(names.c_str());
 }
 
-// optimize: whether the executor may profile the first runs and specialise the graph.
 Outputs* tfs_module_forward(const Module* module, const at::Tensor* const* inputs, size_t count,
-                            bool optimize, char** error) {
+                            char** error) {
   return or_error(error, [&] {
-    const torch::jit::GraphOptimizerEnabledGuard optimized(optimize);
+    const torch::jit::GraphOptimizerEnabledGuard unprofiled(false);
     std::vector<c10::IValue> stack;
     stack.reserve(count + 1);  // and self
     for (size_t i = 0; i < count; ++i) stack.emplace_back(*inputs[i]);

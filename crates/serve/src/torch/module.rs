@@ -26,7 +26,6 @@ unsafe extern "C" {
         module: *const CModule,
         inputs: *const *const C_tensor,
         count: usize,
-        optimize: bool,
         error: *mut *mut c_char,
     ) -> *mut COutputs;
     fn tfs_outputs_count(outputs: *const COutputs) -> usize;
@@ -111,17 +110,17 @@ impl Module {
         Arguments { required, total, names }
     }
 
-    /// Runs `forward`. With `optimize` the first runs are profiled and the graph is specialised to
-    /// the shapes they saw.
+    /// Runs `forward`, without profiling the first runs: batches change their size all the time, and a
+    /// graph specialised to the sizes seen first was not faster, only slow to make.
     ///
     /// # Errors
     /// What the module raised, or what form of output it answered that is not tensors.
-    pub fn forward(&self, inputs: &[&Tensor], optimize: bool) -> Result<Outputs, ModuleError> {
+    pub fn forward(&self, inputs: &[&Tensor]) -> Result<Outputs, ModuleError> {
         let inputs: Vec<*const C_tensor> = inputs.iter().map(|tensor| tensor.as_ptr()).collect();
         let mut error = ptr::null_mut();
         // SAFETY: `module` and the tensors are alive during the call; a failure leaves a text in `error`.
         let outputs = unsafe {
-            tfs_module_forward(self.module.as_ptr(), inputs.as_ptr(), inputs.len(), optimize, &raw mut error)
+            tfs_module_forward(self.module.as_ptr(), inputs.as_ptr(), inputs.len(), &raw mut error)
         };
         if outputs.is_null() {
             // SAFETY: null was answered, so `error` holds a text that is ours.

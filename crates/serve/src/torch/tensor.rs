@@ -237,7 +237,7 @@ mod tests {
 
     fn item(dtype: DType, shape: &[usize], seed: usize) -> HostTensor {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let data = (0..bytes).map(|byte| u8::from((byte + seed) % 3 == 0)).collect::<Vec<u8>>();
+        let data = (0..bytes).map(|byte| u8::from((byte + seed).is_multiple_of(3))).collect::<Vec<u8>>();
         HostTensor { dtype, shape: shape.to_vec(), data: data.into() }
     }
 
@@ -267,7 +267,7 @@ mod tests {
         let mut stacker = Stacker::new(DType::I32, Device::Cpu);
         let first = [item(DType::I32, &[4], 0)];
         let rows = split_all(&stacker.stack(first.iter()).unwrap(), 1).unwrap();
-        stacker.stack([item(DType::I32, &[4], 1)].iter()).unwrap();
+        let _ = stacker.stack([item(DType::I32, &[4], 1)].iter()).unwrap();
         assert_eq!(rows, first);
     }
 
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn a_huge_buffer_is_given_back() {
         let mut stacker = Stacker::new(DType::Bool, Device::Cpu);
-        stacker.stack([item(DType::Bool, &[RETAINED_BYTES + 1], 0)].iter()).unwrap();
+        let _ = stacker.stack([item(DType::Bool, &[RETAINED_BYTES + 1], 0)].iter()).unwrap();
         assert!(stacker.buffer.is_none());
     }
 
