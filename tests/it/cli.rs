@@ -83,12 +83,14 @@ fn a_wrong_configuration_is_one_line_with_file_line_key_and_what_to_write() {
         ("[models.m]\ninstances = 1", &["serve.toml", "models.m"]),
     ] {
         let wrong = file(text);
-        for action in [&["--validate"][..], &["--print-config"], &["--dry-run"], &["--list-models"], &[]] {
-            refused(&wrong.run(action), says);
-        }
+        refused(&wrong.run(&["--validate"]), says);
+    }
+    let wrong = file("server.prot = 1");
+    for action in [&["--print-config"][..], &["--dry-run"], &["--list-models"], &["--model-info", "a"], &[]] {
+        refused(&wrong.run(action), &["serve.toml:1", "did you mean `server.port`"]);
     }
     refused(&run(&["--validate", "--set", "server.prot=1"]), &["--set server.prot=1", "`server.port`"]);
-    refused(&run(&["--validate", "--set", "nonsense"]), &["--set nonsense", "key=value"]);
+    refused(&run(&["--validate", "--set", "nonsense"]), &["--set nonsense", "no `=`"]);
     refused(
         &run(&["--validate", "--config", "/nowhere/serve.toml"]),
         &["/nowhere/serve.toml", "No such file"],

@@ -63,6 +63,16 @@ fn a_client_that_says_nothing_is_hung_up_on_in_time_and_holds_nobody_up() {
 }
 
 #[test]
+fn a_reply_never_waits_for_the_next_request() {
+    let running = start(INSTANT);
+    let mut connection = running.connect();
+    connection.send(b"GET /health HTTP/1.1\r\nhost: t\r\n\r\nGET /hea");
+    assert_eq!(connection.reply().status, 200, "with half a request behind it");
+    connection.send(b"lth/live HTTP/1.1\r\nhost: t\r\n\r\n");
+    assert_eq!(connection.reply().status, 200);
+}
+
+#[test]
 fn what_is_not_http_is_400_and_hung_up_on() {
     let running = start(INSTANT);
     for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"nonsense\r\n\r\n"] {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{JSON, MSGPACK, Reply, msgpack};
-use crate::fixtures::minilm;
+use crate::fixtures::{minilm, script_model};
 use crate::harness::{BUSY, DELAY, INSTANT, Running, start, start_unready};
 
 /// A request that must be refused.
@@ -256,13 +256,14 @@ fn a_body_of_another_form_is_400_saying_what_is_missing_or_too_much() {
         (json!({ "data": [1.0], "colour": 1 }), "\"colour\""),
         (json!({ "data": [1.0], "priority": "urgent" }), "urgent"),
         (json!({ "data": [1.0], "timeout_ms": -1 }), "-1"),
-        (json!({ "data": [1.0], "timeout_ms": "5" }), "u64"),
         (json!({ "data": [1.0], "parameters": { "colour": 1 } }), "colour"),
         (json!({ "instances": [1.0], "model": "delay" }), "\"model\""),
         (json!({ "instances": 1.0 }), "a list of items"),
     ] {
         refuses_in_both(&running, DELAY, &body, 400, "malformed_request", &[says], "delay");
     }
+    let reply = running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": "5" }));
+    assert!(reply.status == 400 && reply.message().contains("expected u64"), "{}", reply.text());
     let unnamed = json!({ "data": [1.0] });
     refuses_in_both(&running, "/v1/inference", &unnamed, 400, "malformed_request", &["\"model\""], "");
     let single = json!({ "model": "delay", "data": [1.0] });
@@ -341,6 +342,21 @@ fn a_model_that_failed_to_load_is_503_with_the_reason_and_its_loading_500() {
         says: &says,
         model: "",
     });
+}
+
+#[test]
+fn a_model_that_raises_is_500_with_its_own_words_and_goes_on() {
+    let running = start(&format!("{INSTANT}{}", script_model("double", "double")));
+    let path = "/models/double/predict";
+    let says = ["negative numbers are not for this model"];
+    let body = json!({ "data": [-1.0] });
+    refuses_in_both(&running, path, &body, 500, "model_failed", &says, "double");
+    let reply = running.post(path, &body);
+    assert!(!reply.message().contains("Exception raised from"), "no C++ backtrace: {}", reply.message());
+    assert_eq!(running.post(path, &json!({ "data": [1.0] })).ok()["data"], json!([2.0]));
+    assert_eq!(running.get("/health/ready").status, 200, "one failed batch makes nothing unhealthy");
+    let many = json!({ "instances": [[-1.0], [-2.0]] });
+    assert_eq!(running.post(path, &many).code(), "model_failed");
 }
 
 #[test]

@@ -54,7 +54,8 @@ fn fifty_unloads_and_reloads_under_load_fail_no_request_and_leave_nothing_behind
     let stop = AtomicBool::new(false);
     let cycled = AtomicUsize::new(0);
     let named = || (threads_named("delay:"), threads_named("minilm:"));
-    let before = named();
+    // Threads name themselves as they begin.
+    running.eventually("all threads are there", |_| named() == (3, 3));
     let mut control = running.connect();
     let (baseline, resident, after, delay, text) = thread::scope(|scope| {
         let (running, stop) = (&running, &stop);
@@ -74,7 +75,7 @@ fn fifty_unloads_and_reloads_under_load_fail_no_request_and_leave_nothing_behind
         (baseline, resident, after, delay.join().expect("no failure"), text.join().expect("no failure"))
     });
     assert_eq!(cycled.into_inner(), CYCLES - 10);
-    assert_eq!(named(), before, "each instance and its timer has one thread");
+    running.eventually("each instance and its timer has one thread", |_| named() == (3, 3));
     assert!(after.0 <= baseline + 2, "{} threads, {baseline} before", after.0);
     assert!(after.1 as f64 <= resident as f64 * 1.05, "{} bytes, {resident} before", after.1);
     assert!(delay.0 > CYCLES && delay.1 == 0, "{delay:?}");

@@ -49,7 +49,7 @@ fn replays(batching: &str) -> (Vec<Event>, Replayed) {
     let log = quoted(folder.path());
     let running = start(&format!(
         "models.delay.delay = {{ batch_time = '2ms', item_time = '100us' }}\nmodels.delay.instances = 3\n\
-         models.delay.batching = {{ event_log = {log}, max_queue_size = 20, {batching} }}\n"
+         models.delay.batching = {{ event_log = {log}, max_queue_size = 6, {batching} }}\n"
     ));
     load(&running);
     let executed = running.count("delay", "executed_batches");
@@ -57,7 +57,7 @@ fn replays(batching: &str) -> (Vec<Event>, Replayed) {
     let events = events(&folder.path().join("delay-1.jsonl"));
     let replayed = replay(events.clone()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(replayed.events, events.len());
-    assert!(replayed.batches as u64 >= executed && executed > 50, "{replayed:?}, {executed} executed");
+    assert!(replayed.batches as u64 >= executed && executed > 20, "{replayed:?}, {executed} executed");
     (events, replayed)
 }
 

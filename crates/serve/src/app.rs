@@ -136,7 +136,6 @@ fn connection(
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(stream), service)
 }
 

@@ -110,10 +110,9 @@ fn of_repository(settings: &Settings, name: &str, folder: &Path) -> Result<Vec<S
 fn of_version(version: String, folder: &Path, settings: ModelSettings) -> Result<Source, SourceError> {
     let file = folder.join("model.pt");
     let path = if file.is_file() { file } else { folder.to_owned() };
-    let format = settings.format.or_else(|| Format::of(&path)).ok_or_else(|| SourceError::Model {
-        model: settings.name.clone(),
-        reason: format!("version \"{version}\" has neither model.pt nor config.json in {}", folder.display()),
-    })?;
+    // One with neither is no reason to serve none of the others: it fails when it is loaded, which says
+    // what a checkpoint lacks.
+    let format = settings.format.or_else(|| Format::of(&path)).unwrap_or(Format::Huggingface);
     settings.check_format(format)?;
     Ok(Source { version, path, format, settings })
 }
@@ -141,9 +140,14 @@ fn versions_of(root: &Path, wanted: &Versions, model: &str) -> Result<Vec<(Strin
     }
 }
 
+/// What a checkpoint has beside its weights; one alone tells a checkpoint that lacks some from a folder
+/// of versions.
+const CHECKPOINT_FILES: [&str; 4] = ["config.json", "modules.json", "tokenizer.json", "model.safetensors"];
+
 /// A folder that is no model itself but has folders.
 fn is_version_root(path: &Path) -> bool {
-    path.is_dir() && !path.join("config.json").exists() && folders(path).is_ok_and(|found| !found.is_empty())
+    let is_checkpoint = CHECKPOINT_FILES.iter().any(|file| path.join(file).exists());
+    path.is_dir() && !is_checkpoint && folders(path).is_ok_and(|found| !found.is_empty())
 }
 
 /// The folders in `root` by name; hidden ones left out.

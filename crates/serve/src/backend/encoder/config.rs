@@ -75,9 +75,14 @@ pub(super) struct Settings {
     pub(super) directory: PathBuf,
 }
 
+/// Read first: a config.json of another architecture lacks the fields below, and saying so misleads.
+#[derive(Deserialize)]
+struct RawType {
+    model_type: String,
+}
+
 #[derive(Deserialize)]
 struct RawModel {
-    model_type: String,
     vocab_size: usize,
     hidden_size: i64,
     num_hidden_layers: usize,
@@ -201,16 +206,17 @@ fn read_modules(path: &Path) -> Result<Modules, EncoderError> {
 }
 
 fn read_model(path: &Path) -> Result<ModelConfig, EncoderError> {
-    let raw: RawModel = read_json(path)?;
+    let RawType { model_type } = read_json(path)?;
     let unsupported =
         |what: String, supported| Err(EncoderError::Unsupported { path: path.to_owned(), what, supported });
-    let architecture = match raw.model_type.as_str() {
+    let architecture = match model_type.as_str() {
         "bert" => Architecture::Bert,
         "roberta" | "xlm-roberta" | "camembert" => Architecture::Roberta,
         other => {
             return unsupported(format!("model_type {other:?}"), "bert, roberta, xlm-roberta, camembert");
         }
     };
+    let raw: RawModel = read_json(path)?;
     let activation = match raw.hidden_act.as_deref().unwrap_or("gelu") {
         "gelu" | "gelu_python" => Activation::Gelu,
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,

@@ -96,6 +96,12 @@ pub enum TokenError {
         /// The most the model takes.
         max_length: usize,
     },
+    /// A text with more tokens than the model takes; how many is not counted.
+    #[error("the text has more tokens than the {max_length} that the model takes")]
+    TextTooLong {
+        /// The most the model takes.
+        max_length: usize,
+    },
     /// An id the model has no embedding for.
     #[error("token id {id} at position {position} is not in the vocabulary of {vocabulary}")]
     OutOfVocabulary {
