@@ -153,7 +153,7 @@ proptest! {
     #[test]
     fn a_free_instance_is_told_to_wait_for_no_entry_past_max_wait(config in configs(), ops in ops()) {
         play(config.clone(), &ops, |world| {
-            // The invariant in the words, and not in those of the policies.
+            // The invariant in words, and not in those of the policies.
             let Some(free) = (0..INSTANCES).map(InstanceId).find(|id| !world.running.contains_key(id)) else {
                 return Ok(());
             };

@@ -82,7 +82,7 @@ pub fn load(options: &EncoderOptions) -> Result<Loaded, EncoderError> {
             pooling: settings.pooling,
             normalize: settings.normalize,
             most_rows: if options.device == Device::Cpu { CPU_ROWS } else { GPU_ROWS },
-            threads: i32::try_from(options.threads).unwrap_or(i32::MAX),
+            threads: options.threads,
             threads_set_on: None,
         })
         .collect();
@@ -137,7 +137,7 @@ struct Encoder {
     pooling: Pooling,
     normalize: bool,
     most_rows: usize,
-    threads: i32,
+    threads: usize,
     /// The thread that LibTorch's thread count was set for.
     threads_set_on: Option<ThreadId>,
 }
@@ -159,7 +159,7 @@ impl Encoder {
     fn set_threads(&mut self) {
         let thread = std::thread::current().id();
         if self.threads_set_on != Some(thread) {
-            tch::set_num_threads(self.threads);
+            crate::torch::device::set_threads(self.threads);
             self.threads_set_on = Some(thread);
         }
     }
