@@ -3,15 +3,14 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::sync::watch;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::config::{ServerSettings, Settings};
@@ -39,7 +38,48 @@ pub struct App {
     pub metrics: Metrics,
     /// For uptimes.
     pub started: Instant,
+    /// Places for long texts on the pool of blocking threads: one a worker.
+    pub tokenising: Semaphore,
+    /// Requests that have no reply yet.
+    pub in_flight: InFlight,
     draining: AtomicBool,
+}
+
+/// Counts what shutting down waits for.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    count: AtomicUsize,
+    none_left: Notify,
+}
+
+/// One request in flight, while it lives.
+#[derive(Debug)]
+pub struct Flight<'a>(&'a InFlight);
+
+impl InFlight {
+    /// Counts one more.
+    pub fn enter(&self) -> Flight<'_> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Flight(self)
+    }
+
+    async fn wait_for_none(&self) {
+        loop {
+            let changed = self.none_left.notified();
+            if self.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::Release) == 1 {
+            self.0.none_left.notify_waiters();
+        }
+    }
 }
 
 impl App {
@@ -53,6 +93,8 @@ impl App {
             registry,
             metrics,
             started: Instant::now(),
+            tokenising: Semaphore::new(settings.server.workers),
+            in_flight: InFlight::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -81,7 +123,14 @@ pub async fn run(listener: TcpListener, app: Arc<App>, mut stop: watch::Receiver
     app.draining.store(true, Ordering::Relaxed);
     let deadline = Instant::now() + app.settings.shutdown_timeout;
     let mut finished = pin!(connections.shutdown());
-    let in_time = tokio::time::timeout_at(deadline.into(), &mut finished).await.is_ok();
+    let finishing = async {
+        tokio::select! {
+            () = &mut finished => {}
+            // What is left then has nothing in flight: a client who is silent, or slow to read its reply.
+            () = app.in_flight.wait_for_none() => drop(tokio::time::timeout(LAST_WORDS, &mut finished).await),
+        }
+    };
+    let in_time = tokio::time::timeout_at(deadline.into(), finishing).await.is_ok();
     if !in_time {
         tracing::warn!("requests are still in flight after shutdown_timeout: they are answered as failed");
     }

@@ -1,19 +1,76 @@
-//! Reads a request's body within its limits of size and time.
+//! Reads a request's body within its limits of size and time, and sees off what nobody read.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::{HeaderMap, Request};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
 use tokio::time::timeout_at;
 
 use super::error::{ApiError, Code};
 
-/// How long a body that is too large is read on and thrown away, so that its client sees the reply
-/// instead of a broken connection.
+/// How long a body that nobody read is read on and thrown away, so that a client who is still sending it
+/// sees the reply instead of a broken connection.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// A request's body; what is left of it when it is dropped is read for [`LINGER`].
+pub(super) struct Watched {
+    /// `None` only while it is dropped.
+    body: Option<Incoming>,
+    /// The client waits for a "100 Continue", which hyper sends with the first read: a body that is
+    /// refused unread must stay so.
+    waits: bool,
+}
+
+impl Watched {
+    /// `request` with its body watched.
+    pub(super) fn wrap(request: Request<Incoming>) -> Request<Watched> {
+        let waits = request.headers().contains_key(EXPECT);
+        request.map(|body| Watched { body: Some(body), waits })
+    }
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.waits = false;
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take().filter(|body| !self.waits && !body.is_end_stream()) else {
+            return;
+        };
+        if let Ok(runtime) = Handle::try_current() {
+            let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
+            runtime.spawn(tokio::time::timeout(LINGER, rest));
+        }
+    }
+}
 
 /// The whole body. 413 when it is over `limit` bytes, 408 when it is not there by `deadline`.
 pub(super) async fn read(
@@ -27,7 +84,6 @@ pub(super) async fn read(
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse().ok());
     if declared.is_some_and(|declared| declared > limit) {
-        linger(body).await;
         return Err(too_large(limit));
     }
     let mut first = Bytes::new();
@@ -45,7 +101,6 @@ pub(super) async fn read(
         let Ok(data) = frame.into_data() else { continue };
         length += data.len() as u64;
         if length > limit {
-            linger(body).await;
             return Err(too_large(limit));
         }
         // Nearly every body is one frame, which needs no copy.
@@ -67,7 +122,10 @@ fn too_large(limit: u64) -> ApiError {
     ApiError::new(Code::BodyTooLarge, format!("the body is over the limit of {limit} bytes"))
 }
 
-async fn linger(mut body: Body) {
-    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    drop(tokio::time::timeout(LINGER, rest).await);
+/// Bodies over this are parsed and replies over this are written beside the async workers.
+const LARGE_BYTES: usize = 256 << 10;
+
+/// Runs `work` on `bytes` bytes; when they are many, other requests' tasks move to another thread meanwhile.
+pub(super) fn beside_others<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    if bytes > LARGE_BYTES { tokio::task::block_in_place(work) } else { work() }
 }

@@ -8,8 +8,18 @@ use tokio::task::spawn_blocking;
 use trustformers_batching::{Priority, Rejection};
 
 use super::error::{ApiError, Code};
+use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
 use crate::registry::{Running, Unanswered, Unavailable, Version};
+
+/// What becomes of a call's items when the queue takes only some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Those run, and the others have their own errors.
+    EachItem,
+    /// None runs: the reply has no place for one item's error.
+    WholeCall,
+}
 
 /// What a request asks besides its items.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +95,7 @@ const INLINE_BYTES: usize = 4096;
 /// Token ids of each text, special tokens included. With `truncate` a text that is too long is cut, else
 /// it is an error of its own.
 pub(super) async fn tokenise(
+    app: &App,
     tokenizer: &Arc<TextTokenizer>,
     texts: Vec<String>,
     truncate: bool,
@@ -97,6 +108,8 @@ pub(super) async fn tokenise(
     if bytes < INLINE_BYTES {
         return work();
     }
+    // Bounded, because the pool also loads models and grows to hundreds of threads.
+    let _place = app.tokenising.acquire().await;
     spawn_blocking(work).await.unwrap_or_else(|panic| {
         let error = ApiError::new(Code::ModelFailed, format!("the tokenizer failed: {panic}"));
         (0..count).map(|_| Err(error.clone())).collect()
@@ -117,6 +130,7 @@ pub(super) async fn infer(
     mut running: Arc<Running>,
     items: Vec<Result<Input, ApiError>>,
     terms: Terms,
+    admission: Admission,
 ) -> Vec<Result<Output, ApiError>> {
     let metrics = version.metrics();
     let mut answers: Vec<Option<Result<Output, ApiError>>> = Vec::with_capacity(items.len());
@@ -135,7 +149,8 @@ pub(super) async fn infer(
             break;
         }
         let inputs: Vec<_> = pending.iter().map(|(_, input)| Arc::clone(input)).collect();
-        let results = running.infer(&inputs, terms.priority, terms.deadline).await;
+        let results =
+            running.infer(&inputs, terms.priority, terms.deadline, admission == Admission::WholeCall).await;
         let replacement = version.ready().filter(|now| !Arc::ptr_eq(now, &running) && reloads < MOST_RELOADS);
         let mut again = Vec::new();
         for ((index, input), result) in pending.into_iter().zip(results) {

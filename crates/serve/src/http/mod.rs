@@ -21,11 +21,12 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::header::ALLOW;
-use axum::http::{HeaderValue, Request, Response};
+use axum::http::{HeaderValue, Method, Request, Response, Uri};
 use axum::routing::{get, post};
 use hyper::body::Incoming;
 use tower::{Service, ServiceExt};
 
+use self::body::Watched;
 use self::error::{ApiError, Code, ErrorStyle};
 use self::request_id::RequestId;
 use crate::app::App;
@@ -102,17 +103,12 @@ impl hyper::service::Service<Request<Incoming>> for Outer {
     }
 }
 
-async fn answer(app: &App, router: Router, mut request: Request<Incoming>) -> Response<Body> {
-    let started = Instant::now();
-    let id = RequestId::of(request.headers());
-    let path = request.uri().path();
-    let openai = path.starts_with("/v1/") && !path.starts_with("/v1/inference");
-    let style = if openai { ErrorStyle::OpenAi } else { ErrorStyle::Own };
-    // Errors are rare and need the path for their log line; a debug line needs it always.
-    let line = (request.method().clone(), request.uri().clone());
-    request.extensions_mut().insert(id.clone());
-    let mut router = router;
-    let routed = match router.as_service::<Incoming>().ready().await {
+async fn answer(app: &App, mut router: Router, request: Request<Incoming>) -> Response<Body> {
+    let _in_flight = app.in_flight.enter();
+    let mut line = Line::begin(&request);
+    let mut request = Watched::wrap(request);
+    request.extensions_mut().insert(line.id.clone());
+    let routed = match router.as_service::<Watched>().ready().await {
         Ok(ready) => ready.call(request).await,
         Err(never) => Err(never),
     };
@@ -127,24 +123,76 @@ async fn answer(app: &App, router: Router, mut request: Request<Incoming>) -> Re
         if !error.counted {
             app.metrics.failed_without_model(error.code.name());
         }
-        let level_is_error = error.code.on_the_wire().1.is_server_error();
-        let (method, uri) = &line;
-        if level_is_error {
-            tracing::warn!(request_id = %id, %method, path = uri.path(), code = error.code.name(), message = error.message, "request failed");
-        } else {
-            tracing::info!(request_id = %id, %method, path = uri.path(), code = error.code.name(), message = error.message, "request refused");
-        }
+        line.failed(&error);
         let allow = response.headers_mut().remove(ALLOW);
-        response = error.into_reply(style, id.as_str());
+        response = error.into_reply(line.style(), line.id.as_str());
         if let Some(allow) = allow {
             response.headers_mut().insert(ALLOW, allow);
         }
     }
-    tracing::debug!(request_id = %id, method = %line.0, path = line.1.path(), status = response.status().as_u16(), seconds = started.elapsed().as_secs_f64(), "request");
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+    line.answered(&response);
+    if let Ok(value) = HeaderValue::from_str(line.id.as_str()) {
         response.headers_mut().insert("x-request-id", value);
     }
     response
+}
+
+/// What log lines say of a request. One that is dropped unanswered belonged to a client who left.
+struct Line {
+    id: RequestId,
+    method: Method,
+    uri: Uri,
+    started: Instant,
+    answered: bool,
+}
+
+impl Line {
+    fn begin(request: &Request<Incoming>) -> Self {
+        Self {
+            id: RequestId::of(request.headers()),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            started: Instant::now(),
+            answered: false,
+        }
+    }
+
+    fn style(&self) -> ErrorStyle {
+        let path = self.uri.path();
+        let openai = path.starts_with("/v1/") && !path.starts_with("/v1/inference");
+        if openai { ErrorStyle::OpenAi } else { ErrorStyle::Own }
+    }
+
+    fn failed(&self, error: &ApiError) {
+        let (code, status) = error.code.on_the_wire();
+        let (id, method, path) = (&self.id, &self.method, self.uri.path());
+        // As a quoted field: a client's words must not look like log lines of their own.
+        let reason = error.message.as_str();
+        if status.is_server_error() {
+            tracing::warn!(request_id = %id, %method, path, code, reason, "request failed");
+        } else {
+            tracing::info!(request_id = %id, %method, path, code, reason, "request refused");
+        }
+    }
+
+    fn answered(&mut self, response: &Response<Body>) {
+        self.answered = true;
+        let (status, seconds) = (response.status().as_u16(), self.started.elapsed().as_secs_f64());
+        tracing::debug!(
+            request_id = %self.id, method = %self.method, path = self.uri.path(), status, seconds, "request"
+        );
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.answered {
+            let seconds = self.started.elapsed().as_secs_f64();
+            tracing::info!(
+                request_id = %self.id, method = %self.method, path = self.uri.path(), seconds, "client left"
+            );
+        }
+    }
 }
 
 /// The error that a handler left for the outer service, or what an extractor refused in its own words.

@@ -16,6 +16,7 @@ use crate::registry::{Model, State as ModelState, Unavailable, Version};
 
 /// `?version=`
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Which {
     pub(super) version: Option<String>,
 }

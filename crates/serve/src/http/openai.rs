@@ -1,5 +1,6 @@
 //! OpenAI's API: embeddings and the list of models.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -7,33 +8,80 @@ use axum::Json;
 use axum::extract::{Request, State};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Terms, infer, ready, tokenise, tokenizer};
-use super::wire::Format;
+use super::infer::{Admission, Terms, infer, ready, tokenise, tokenizer};
+use super::wire::{Format, malformed_json};
 use crate::app::App;
-use crate::backend::{Input, Output};
-use crate::registry::{Registry, Running, Unavailable, Version};
+use crate::backend::{Input, Output, Signature, TextTokenizer};
+use crate::registry::{Registry, State as ModelState, Version};
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EmbeddingsRequest {
     input: EmbeddingsInput,
     model: Option<String>,
     #[serde(default)]
     encoding_format: EncodingFormat,
     dimensions: Option<usize>,
+    /// OpenAI's name for an end user, which says nothing about the embeddings.
+    #[serde(rename = "user")]
+    _user: Option<IgnoredAny>,
+}
+
+enum EmbeddingsInput {
+    Texts(Vec<String>),
+    Ids(Vec<Vec<u32>>),
+}
+
+impl<'de> Deserialize<'de> for EmbeddingsInput {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputVisitor)
+    }
+}
+
+/// Lists are of one kind, which their first element decides: nothing is buffered to try another.
+struct InputVisitor;
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = EmbeddingsInput;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a list of texts, token ids, or a list of token ids")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<EmbeddingsInput, E> {
+        Ok(EmbeddingsInput::Texts(vec![text.to_owned()]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<EmbeddingsInput, A::Error> {
+        Ok(match seq.next_element::<First>()? {
+            None => EmbeddingsInput::Texts(Vec::new()),
+            Some(First::Text(text)) => EmbeddingsInput::Texts(rest_of(seq, text)?),
+            Some(First::Id(id)) => EmbeddingsInput::Ids(vec![rest_of(seq, id)?]),
+            Some(First::Ids(ids)) => EmbeddingsInput::Ids(rest_of(seq, ids)?),
+        })
+    }
+}
+
+fn rest_of<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(mut seq: A, first: T) -> Result<Vec<T>, A::Error> {
+    let mut all = vec![first];
+    while let Some(next) = seq.next_element()? {
+        all.push(next);
+    }
+    Ok(all)
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "\"input\" must be a text, a list of texts, token ids, or a list of token ids")]
-enum EmbeddingsInput {
+#[serde(untagged, expecting = "a text, a token id, or a list of token ids")]
+enum First {
     Text(String),
-    Texts(Vec<String>),
+    Id(u32),
     Ids(Vec<u32>),
-    ManyIds(Vec<Vec<u32>>),
 }
 
 #[derive(Deserialize, Default, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +133,10 @@ pub(super) async fn embeddings(
     }
     let timeout = app.settings.request_timeout;
     let body = body::read(&parts.headers, body, app.settings.max_body_size, arrived + timeout).await?;
-    let asked: EmbeddingsRequest =
-        serde_json::from_slice(&body).map_err(|error| ApiError::malformed(format!("the body: {error}")))?;
+    let asked = body::beside_others(body.len(), || parse(&body))?;
     let version = text_model(&app.registry, asked.model.as_deref())?;
     let terms = Terms::new(&parts.headers, None, None, arrived, timeout)?;
-    let result = embed(&version, asked, terms).await;
+    let result = embed(&app, &version, asked, terms).await;
     version.metrics().call_took(arrived.elapsed());
     result.map_err(|mut error| {
         if !error.counted {
@@ -100,16 +147,30 @@ pub(super) async fn embeddings(
     })
 }
 
+/// Serde takes a list for an object too, field by field; a client who sends one means something else.
+fn parse(body: &[u8]) -> Result<EmbeddingsRequest, ApiError> {
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::malformed("the body is a list, expected an object with \"input\""));
+    }
+    serde_json::from_slice(body).map_err(|error| malformed_json(body, &error))
+}
+
 async fn embed(
+    app: &App,
     version: &Version,
     asked: EmbeddingsRequest,
     terms: Terms,
 ) -> Result<Json<EmbeddingsReply>, ApiError> {
     let running = ready(version)?;
-    let inputs = inputs_of(version, &running, asked.input).await?;
+    let Signature::Text { tokenizer, dimensions } = &running.signature else {
+        return Err(ApiError::invalid(format!("model \"{}\" does not make embeddings", version.model())));
+    };
+    if asked.dimensions.is_some_and(|asked| asked != *dimensions) {
+        return Err(ApiError::invalid(format!("the model's embeddings have {dimensions} dimensions")));
+    }
+    let inputs = inputs_of(app, version, tokenizer, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
-    running.count_tokens(prompt_tokens);
-    let results = infer(version, running, inputs, terms).await;
+    let results = infer(version, Arc::clone(&running), inputs, terms, Admission::WholeCall).await;
     let mut data = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {
         // OpenAI's reply has no place for one input's error: the first fails the call.
@@ -117,7 +178,7 @@ async fn embed(
             error.counted = true;
             error
         })?;
-        let embedding = embedding_value(&output, asked.encoding_format, asked.dimensions)?;
+        let embedding = embedding_value(&output, asked.encoding_format)?;
         data.push(EmbeddingReply { object: "embedding", index, embedding });
     }
     let usage = Usage { prompt_tokens, total_tokens: prompt_tokens };
@@ -132,43 +193,40 @@ fn token_count(input: &Input) -> usize {
 }
 
 async fn inputs_of(
+    app: &App,
     version: &Version,
-    running: &Running,
+    tokenizer: &Arc<TextTokenizer>,
     input: EmbeddingsInput,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
-    let tokenizer = tokenizer(running).ok_or_else(|| {
-        ApiError::invalid(format!("model \"{}\" does not make embeddings", version.model()))
-    })?;
-    let check = |ids: Vec<u32>| {
-        tokenizer.check_ids(&ids).map_err(|error| ApiError::invalid(error.to_string()))?;
-        Ok(Input::Tokens(ids))
+    let count = match &input {
+        EmbeddingsInput::Texts(texts) => texts.len(),
+        EmbeddingsInput::Ids(many) => many.len(),
     };
-    let inputs: Vec<_> = match input {
-        EmbeddingsInput::Text(text) => tokenise(tokenizer, vec![text], true).await,
-        EmbeddingsInput::Texts(texts) => tokenise(tokenizer, texts, true).await,
-        EmbeddingsInput::Ids(ids) => vec![check(ids)],
-        EmbeddingsInput::ManyIds(many) => many.into_iter().map(check).collect(),
-    };
-    match inputs.is_empty() {
-        true => Err(ApiError::invalid("\"input\" is empty")),
-        false => Ok(inputs),
+    let most = version.source().settings.batching.max_queue_size as usize;
+    if count == 0 {
+        return Err(ApiError::invalid("\"input\" is empty"));
     }
+    if count > most {
+        return Err(ApiError::invalid(format!(
+            "\"input\" has {count} texts, the model's queue holds {most}"
+        )));
+    }
+    Ok(match input {
+        EmbeddingsInput::Texts(texts) => tokenise(app, tokenizer, texts, true).await,
+        EmbeddingsInput::Ids(many) => many
+            .into_iter()
+            .map(|ids| match tokenizer.check_ids(&ids) {
+                Ok(()) => Ok(Input::Tokens(ids)),
+                Err(error) => Err(ApiError::invalid(error.to_string())),
+            })
+            .collect(),
+    })
 }
 
-fn embedding_value(
-    output: &Output,
-    format: EncodingFormat,
-    dimensions: Option<usize>,
-) -> Result<EmbeddingValue, ApiError> {
+fn embedding_value(output: &Output, format: EncodingFormat) -> Result<EmbeddingValue, ApiError> {
     let [tensor] = output.as_slice() else {
         return Err(ApiError::new(Code::ModelFailed, "the model returned no embedding"));
     };
-    if dimensions.is_some_and(|asked| asked != tensor.elements()) {
-        return Err(ApiError::invalid(format!(
-            "the model's embeddings have {} dimensions",
-            tensor.elements()
-        )));
-    }
     let floats =
         tensor.data.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     Ok(match format {
@@ -191,11 +249,11 @@ fn text_model(registry: &Registry, name: Option<&str>) -> Result<Arc<Version>, A
         .filter(|version| version.ready().is_some_and(|running| tokenizer(&running).is_some()));
     match (found.next(), found.next()) {
         (Some(only), None) => Ok(Arc::clone(only)),
-        (None, _) => Err(Unavailable::NoModel {
-            name: String::new(),
-            known: "none that makes embeddings is ready".to_owned(),
+        // What still loads may be the one that is meant.
+        (None, _) if registry.versions().any(|version| version.state() == ModelState::Loading) => {
+            Err(ApiError::new(Code::ModelNotReady, "no model that makes embeddings is ready yet"))
         }
-        .into()),
+        (None, _) => Err(ApiError::new(Code::ModelNotFound, "no model that makes embeddings is served")),
         _ => Err(ApiError::malformed("more than one model makes embeddings: name one in \"model\"")),
     }
 }

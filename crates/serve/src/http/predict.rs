@@ -14,8 +14,9 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Terms, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Terms, infer, ready, tokenise, tokenizer};
 use super::models::Which;
+use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
@@ -76,6 +77,7 @@ enum Shape {
 
 /// A request whose body has arrived.
 struct Asked {
+    id: RequestId,
     headers: HeaderMap,
     body: Bytes,
     format: Format,
@@ -85,11 +87,12 @@ struct Asked {
 impl Asked {
     async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
         let arrived = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let id = parts.extensions.remove::<RequestId>().unwrap_or_else(|| RequestId::of(&parts.headers));
         let format = Format::of_request(&parts.headers)?;
         let deadline = arrived + app.settings.request_timeout;
         let body = body::read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
-        Ok(Self { headers: parts.headers, body, format, arrived })
+        Ok(Self { id, headers: parts.headers, body, format, arrived })
     }
 
     async fn predict(
@@ -104,7 +107,10 @@ impl Asked {
             Signature::Tensors { inputs, .. } => Expect::Tensors(inputs),
             Signature::Text { .. } => Expect::Text,
         };
-        let call = self.format.parse_call(&self.body, expect, target)?;
+        let max_items = version.source().settings.batching.max_queue_size as usize;
+        let call = body::beside_others(self.body.len(), || {
+            self.format.parse_call(&self.body, expect, target, max_items)
+        })?;
         if shape == Shape::Many && !call.many {
             return Err(ApiError::malformed("this route takes \"instances\""));
         }
@@ -114,16 +120,33 @@ impl Asked {
         let longest = app.settings.request_timeout;
         let terms = Terms::new(&self.headers, call.priority, call.timeout_ms, self.arrived, longest)?;
         let many = call.many;
-        let inputs = inputs_of(&running, call).await?;
-        let results = infer(version, Arc::clone(&running), inputs, terms).await;
+        let inputs = inputs_of(app, &running, call).await?;
+        let results = infer(version, Arc::clone(&running), inputs, terms, Admission::EachItem).await;
         version.metrics().call_took(self.arrived.elapsed());
+        self.log_failed_items(version, &results, many);
         let reply = Reply { version, outputs: output_specs(&running) };
         let format = Format::of_reply(&self.headers, self.format);
         if many { reply.many(format, results) } else { reply.one(format, results) }
     }
 }
 
-async fn inputs_of(running: &Running, call: Call) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
+impl Asked {
+    /// Items that fail inside a reply of many have no error reply that would be logged.
+    fn log_failed_items(&self, version: &Version, results: &[Result<Output, ApiError>], many: bool) {
+        let mut failures = results.iter().filter_map(|result| result.as_ref().err());
+        if let Some(first) = failures.next().filter(|_| many) {
+            let (failed, of) = (1 + failures.count(), results.len());
+            let (code, reason) = (first.code.name(), first.message.as_str());
+            tracing::info!(request_id = %self.id, model = version.model(), failed, of, code, reason, "items failed");
+        }
+    }
+}
+
+async fn inputs_of(
+    app: &App,
+    running: &Running,
+    call: Call,
+) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
     let Some(tokenizer) = tokenizer(running) else {
         if call.truncate.is_some() {
             return Err(ApiError::invalid("parameter \"truncate\" is for models that read text"));
@@ -144,7 +167,7 @@ async fn inputs_of(running: &Running, call: Call) -> Result<Vec<Result<Input, Ap
             Err(misfit) => misfits.push((index, misfit)),
         }
     }
-    let mut inputs = tokenise(tokenizer, texts, call.truncate.unwrap_or(true)).await;
+    let mut inputs = tokenise(app, tokenizer, texts, call.truncate.unwrap_or(true)).await;
     // In ascending order, so that each lands at its own index.
     for (index, misfit) in misfits {
         inputs.insert(index, Err(ApiError::invalid(misfit)));
@@ -181,12 +204,19 @@ impl Reply<'_> {
         Ok(response(format, body))
     }
 
-    /// 200 with each item's own result or error, unless all failed in the same way.
+    /// 200 with each item's own result or error, unless every item was refused for the same reason before
+    /// anything ran.
     fn many(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
         if let Some(Err(first)) = results.first()
+            && matches!(first.code, Code::InvalidInput | Code::QueueFull | Code::ModelNotReady)
             && results.iter().all(|result| result.as_ref().is_err_and(|error| error.code == first.code))
         {
-            return Err(already_counted(first.clone()));
+            let mut error = already_counted(first.clone());
+            if results.len() > 1 {
+                error.message =
+                    format!("all {} instances were refused, the first: {}", results.len(), error.message);
+            }
+            return Err(error);
         }
         let predictions: Vec<_> = results
             .iter()

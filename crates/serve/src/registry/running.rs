@@ -94,12 +94,14 @@ impl Running {
 
     /// Runs items through the batcher; one answer an item, in order.
     ///
-    /// When the future is dropped, because the client left, items that still wait never run.
+    /// When the future is dropped, because the client left, items that still wait never run. With
+    /// `all_or_none`, one that is not admitted takes the others back before they run, if it still can.
     pub async fn infer(
         &self,
         items: &[Arc<Input>],
         priority: Priority,
         deadline: Instant,
+        all_or_none: bool,
     ) -> Vec<Result<Output, Unanswered>> {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let gathering = Arc::new(Gathering::new(items.len()));
@@ -117,14 +119,21 @@ impl Running {
         let admitted = self.batcher.submit(submissions);
         let mut guard =
             CancelOnDrop { running: self, gathering: &gathering, tickets: Vec::with_capacity(items.len()) };
-        let mut drain = None;
+        let mut refused = Vec::new();
         for (index, result) in admitted.into_iter().enumerate() {
             match result {
                 Ok(ticket) => guard.tickets.push(ticket),
-                Err(rejection) => {
-                    let drain = *drain.get_or_insert_with(|| self.batcher.predicted_drain());
-                    gathering.put(index, Err(Unanswered::Rejected(rejection, drain)));
-                }
+                Err(rejection) => refused.push((index, rejection)),
+            }
+        }
+        if let Some((_, first)) = refused.first() {
+            let drain = self.batcher.predicted_drain();
+            if all_or_none {
+                guard.take_back();
+                return items.iter().map(|_| Err(Unanswered::Rejected(first.clone(), drain))).collect();
+            }
+            for (index, rejection) in refused {
+                gathering.put(index, Err(Unanswered::Rejected(rejection, drain)));
             }
         }
         let results = gathering.all().await;
@@ -140,6 +149,14 @@ struct CancelOnDrop<'a> {
     tickets: Vec<Ticket>,
 }
 
+impl CancelOnDrop<'_> {
+    fn take_back(&mut self) {
+        for ticket in self.tickets.drain(..) {
+            self.running.batcher.cancel(ticket);
+        }
+    }
+}
+
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         if self.tickets.is_empty() {
@@ -148,9 +165,7 @@ impl Drop for CancelOnDrop<'_> {
         for _ in 0..self.gathering.slots.lock().missing {
             self.running.metrics.ended(Some("cancelled"));
         }
-        for &ticket in &self.tickets {
-            self.running.batcher.cancel(ticket);
-        }
+        self.take_back();
     }
 }
 

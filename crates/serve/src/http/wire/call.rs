@@ -1,5 +1,6 @@
 //! The body of a prediction: an envelope, or the bare value of one item.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -55,8 +56,26 @@ pub(super) fn parse<'de, D: Deserializer<'de>>(
     deserializer: D,
     expect: Expect<'_>,
     target: Target,
+    limit: &ItemLimit,
 ) -> Result<Call, D::Error> {
-    deserializer.deserialize_any(Body { expect, target })
+    deserializer.deserialize_any(Body { expect, target, limit })
+}
+
+/// How many items a body may have: small ones would otherwise cost much more memory than their text.
+pub(super) struct ItemLimit {
+    most: usize,
+    hit: Cell<bool>,
+}
+
+impl ItemLimit {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, hit: Cell::new(false) }
+    }
+
+    /// Whether parsing ended because of it.
+    pub(super) fn was_hit(&self) -> bool {
+        self.hit.get()
+    }
 }
 
 const FIELDS: &[&str] = &["data", "instances", "parameters", "priority", "timeout_ms"];
@@ -64,6 +83,7 @@ const FIELDS: &[&str] = &["data", "instances", "parameters", "priority", "timeou
 struct Body<'a> {
     expect: Expect<'a>,
     target: Target,
+    limit: &'a ItemLimit,
 }
 
 impl Body<'_> {
@@ -88,7 +108,7 @@ impl Body<'_> {
                 "data" => call.items.push(map.next_value_seed(OneItem(self.expect))?),
                 "instances" => {
                     call.many = true;
-                    call.items.extend(map.next_value_seed(Instances(self.expect))?);
+                    call.items.extend(map.next_value_seed(Instances(self.expect, self.limit))?);
                 }
                 "parameters" => {
                     call.truncate = map.next_value::<Option<Parameters>>()?.and_then(|p| p.truncate);
@@ -170,7 +190,7 @@ impl<'de> Visitor<'de> for Body<'_> {
     }
 }
 
-struct Instances<'a>(Expect<'a>);
+struct Instances<'a>(Expect<'a>, &'a ItemLimit);
 
 impl<'de> DeserializeSeed<'de> for Instances<'_> {
     type Value = Vec<Result<Item, String>>;
@@ -190,6 +210,10 @@ impl<'de> Visitor<'de> for Instances<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = seq.next_element_seed(OneItem(self.0))? {
+            if items.len() == self.1.most {
+                self.1.hit.set(true);
+                return Err(A::Error::custom("too many instances"));
+            }
             items.push(item);
         }
         Ok(items)
@@ -202,6 +226,7 @@ struct OneItem<'a>(Expect<'a>);
 impl OneItem<'_> {
     fn tensor(
         &self,
+        got: &str,
         parse: impl FnOnce(Level<'_, '_>) -> Result<(), Box<dyn std::error::Error>>,
     ) -> Result<Item, String> {
         match self.0 {
@@ -212,7 +237,7 @@ impl OneItem<'_> {
                 builder.finish().map(|tensor| Item::Tensors(vec![tensor]))
             }
             Expect::Tensors(specs) => Err(needs_names(specs)),
-            Expect::Text => Err("expected a text".to_owned()),
+            Expect::Text => Err(format!("expected a text, got {got}")),
         }
     }
 }
@@ -308,31 +333,33 @@ impl<'de> Visitor<'de> for OneItem<'_> {
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
         Ok(match self.0 {
             Expect::Text => Ok(Item::Text(value.to_owned())),
-            Expect::Tensors(_) => self.tensor(|level| Ok(level.visit_str::<serde::de::value::Error>(value)?)),
+            Expect::Tensors(_) => {
+                self.tensor("a string", |level| Ok(level.visit_str::<serde::de::value::Error>(value)?))
+            }
         })
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_f64::<serde::de::value::Error>(value)?)))
+        Ok(self.tensor("a number", |level| Ok(level.visit_f64::<serde::de::value::Error>(value)?)))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_i64::<serde::de::value::Error>(value)?)))
+        Ok(self.tensor("a number", |level| Ok(level.visit_i64::<serde::de::value::Error>(value)?)))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_u64::<serde::de::value::Error>(value)?)))
+        Ok(self.tensor("a number", |level| Ok(level.visit_u64::<serde::de::value::Error>(value)?)))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_bool::<serde::de::value::Error>(value)?)))
+        Ok(self.tensor("a boolean", |level| Ok(level.visit_bool::<serde::de::value::Error>(value)?)))
     }
 
     fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_bytes::<serde::de::value::Error>(value)?)))
+        Ok(self.tensor("raw bytes", |level| Ok(level.visit_bytes::<serde::de::value::Error>(value)?)))
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(self.tensor(|level| Ok(level.visit_unit::<serde::de::value::Error>()?)))
+        Ok(self.tensor("null", |level| Ok(level.visit_unit::<serde::de::value::Error>()?)))
     }
 }

@@ -8,7 +8,9 @@ use std::io::Cursor;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use serde::Serialize;
+use serde_json::de::SliceRead;
 
+use self::call::ItemLimit;
 pub use self::call::{Call, Expect, Item, Target};
 pub use self::tensor::Nested;
 use super::error::{ApiError, Code};
@@ -47,7 +49,7 @@ impl Format {
     }
 
     fn from_media_type(value: &str) -> Option<Self> {
-        match value.split(';').next().unwrap_or_default().trim() {
+        match value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             "application/json" => Some(Format::Json),
             "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => {
                 Some(Format::MsgPack)
@@ -72,32 +74,31 @@ impl Format {
             version: Option<String>,
         }
         let named: Named = match self {
-            Format::Json => serde_json::from_slice(body).map_err(|error| malformed_json(&error)),
+            Format::Json => serde_json::from_slice(body).map_err(|error| malformed_json(body, &error)),
             Format::MsgPack => rmp_serde::from_slice(body).map_err(|error| malformed_msgpack(&error)),
         }?;
         Ok((named.model, named.version))
     }
 
-    /// Parses a call of a model that expects `expect`.
-    pub fn parse_call(self, body: &[u8], expect: Expect<'_>, target: Target) -> Result<Call, ApiError> {
-        match self {
-            Format::Json => {
-                let mut deserializer = serde_json::Deserializer::from_slice(body);
-                let call =
-                    call::parse(&mut deserializer, expect, target).map_err(|error| malformed_json(&error))?;
-                deserializer.end().map_err(|error| malformed_json(&error))?;
-                Ok(call)
-            }
-            Format::MsgPack => {
-                let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(body));
-                let call = call::parse(&mut deserializer, expect, target)
-                    .map_err(|error| malformed_msgpack(&error))?;
-                match body.len() - deserializer.position() as usize {
-                    0 => Ok(call),
-                    more => Err(ApiError::malformed(format!("{more} bytes follow the msgpack value"))),
-                }
-            }
+    /// Parses a call of a model that expects `expect`. More than `max_items` items are an error.
+    pub fn parse_call(
+        self,
+        body: &[u8],
+        expect: Expect<'_>,
+        target: Target,
+        max_items: usize,
+    ) -> Result<Call, ApiError> {
+        let limit = ItemLimit::new(max_items);
+        let parsed = match self {
+            Format::Json => parse_json(body, |json| call::parse(json, expect, target, &limit)),
+            Format::MsgPack => parse_msgpack(body, |msgpack| call::parse(msgpack, expect, target, &limit)),
+        };
+        if limit.was_hit() {
+            return Err(ApiError::invalid(format!(
+                "the body has more than {max_items} instances, which the model's queue could never hold"
+            )));
         }
+        parsed
     }
 
     /// Writes a reply.
@@ -112,9 +113,40 @@ impl Format {
     }
 }
 
+/// Parses one JSON value and nothing after it.
+fn parse_json<T>(
+    body: &[u8],
+    parse: impl FnOnce(&mut serde_json::Deserializer<SliceRead<'_>>) -> serde_json::Result<T>,
+) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let parsed = parse(&mut deserializer).and_then(|parsed| deserializer.end().map(|()| parsed));
+    parsed.map_err(|error| malformed_json(body, &error))
+}
+
+/// Parses one msgpack value and nothing after it.
+fn parse_msgpack<T>(
+    body: &[u8],
+    parse: impl FnOnce(&mut MsgPackReader<'_>) -> Result<T, rmp_serde::decode::Error>,
+) -> Result<T, ApiError> {
+    let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(body));
+    let parsed = parse(&mut deserializer).map_err(|error| malformed_msgpack(&error))?;
+    match body.len() - deserializer.position() as usize {
+        0 => Ok(parsed),
+        more => Err(ApiError::malformed(format!("{more} bytes follow the msgpack value"))),
+    }
+}
+
+type MsgPackReader<'a> = rmp_serde::Deserializer<rmp_serde::decode::ReadReader<Cursor<&'a [u8]>>>;
+
 /// Serde's text names the line and the column.
-fn malformed_json(error: &serde_json::Error) -> ApiError {
-    ApiError::malformed(format!("the body is not what was expected in JSON: {error}"))
+pub(super) fn malformed_json(body: &[u8], error: &serde_json::Error) -> ApiError {
+    let line = body.split(|&byte| byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let rest = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
+    let hint = match rest.strip_prefix(b"-").unwrap_or(rest) {
+        [b'N' | b'n', b'a' | b'A', ..] | [b'I' | b'i', b'n', ..] => " (JSON has no NaN and no infinity)",
+        _ => "",
+    };
+    ApiError::malformed(format!("the body is not what was expected in JSON: {error}{hint}"))
 }
 
 fn malformed_msgpack(error: &rmp_serde::decode::Error) -> ApiError {

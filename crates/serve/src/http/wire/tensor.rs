@@ -24,14 +24,7 @@ pub(super) struct TensorBuilder<'a> {
 impl<'a> TensorBuilder<'a> {
     /// An empty tensor for `spec`.
     pub(super) fn new(spec: &'a TensorSpec) -> Self {
-        let elements: usize = spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).product();
-        Self {
-            spec,
-            shape: vec![None; spec.shape.len()],
-            // Declared shapes are checked at load; the cap keeps a huge one from costing every small request.
-            data: Vec::with_capacity((elements * spec.dtype.size()).min(1 << 20)),
-            misfit: None,
-        }
+        Self { spec, shape: vec![None; spec.shape.len()], data: Vec::new(), misfit: None }
     }
 
     /// The tensor, or why what came does not fit the declaration.
@@ -52,6 +45,16 @@ impl<'a> TensorBuilder<'a> {
             ));
         }
         Ok(HostTensor { dtype: self.spec.dtype, shape, data: Bytes::from(self.data) })
+    }
+
+    /// Room for the declared elements, once the first is there: an empty item must not cost a full one.
+    fn reserve(&mut self) {
+        if self.data.is_empty() {
+            let elements: usize =
+                self.spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1)).product();
+            // The cap keeps a huge declaration from costing every small request.
+            self.data.reserve((elements * self.spec.dtype.size()).min(1 << 20));
+        }
     }
 
     fn expected(&self) -> String {
@@ -152,7 +155,9 @@ impl<'b, 'a> Level<'b, 'a> {
     /// Whether a number may stand here; a misfit is noted when not.
     fn innermost(&mut self) -> bool {
         let right = self.depth == self.builder.spec.shape.len();
-        if !right {
+        if right {
+            self.builder.reserve();
+        } else {
             let depth = self.depth;
             self.builder.misfit(|| match depth {
                 0 => "a single value".to_owned(),
