@@ -270,7 +270,11 @@ fn a_server_prints_its_address_its_routes_its_threads_and_a_call_that_works() {
     for (method, route) in trustformers_serve::http::ROUTES {
         assert!(finished.stdout.contains(&format!("  {method:<5} {route}\n")), "{route}");
     }
-    assert!(finished.stdout.contains("4 cores for LibTorch; minilm: 1 x 4 threads"), "{}", finished.stdout);
+    assert!(
+        finished.stdout.contains("4 LibTorch threads (instances x threads): minilm 1 x 4\n"),
+        "{}",
+        finished.stdout
+    );
     let lines: Vec<Value> =
         finished.stderr.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let refused = lines.iter().find(|line| line["request_id"] == id.as_str()).expect("the refusal is logged");

@@ -42,9 +42,9 @@ impl Running {
         assert_eq!(reply.header("x-request-id"), Some("error-test:1"), "{what}");
         let openai = case.path.starts_with("/v1/") && !case.path.starts_with("/v1/inference");
         if openai {
-            openai_style(&reply, what)
+            openai_style(&reply, what);
         } else {
-            own_style(&reply, what)
+            own_style(&reply, what);
         }
         assert_eq!(self.outcomes(case.model, case.code), before + 1.0, "{what} is counted once");
         self.still_serves();
