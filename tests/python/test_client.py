@@ -28,6 +28,17 @@ def test_predict_agrees_with_torch(client: ts.Client) -> None:
     np.testing.assert_array_equal(client.predict("mlp", item.tolist()), out)
 
 
+def test_raw_bytes_give_what_the_array_gives(client: ts.Client) -> None:
+    item = np.linspace(-1, 1, 64, dtype=np.float32)
+    expected = client.predict("mlp", item)
+    np.testing.assert_array_equal(client.predict("mlp", item.tobytes()), expected)
+    np.testing.assert_array_equal(client.predict_batch("mlp", [item.tobytes()])[0], expected)
+    left, right = (np.array(values, np.float32).tobytes() for values in ([1, 2, 3], [4, 5, 6]))
+    assert client.predict("pair", {"left": left, "right": right}) == {"sum": [5.0, 7.0, 9.0], "dot": 32.0}
+    with pytest.raises(ts.InvalidInputError, match="255 raw bytes"):
+        client.predict("mlp", item.tobytes()[:-1])
+
+
 def test_named_inputs_and_outputs(client: ts.Client) -> None:
     data = {"left": [1.0, 2.0, 3.0], "right": [4.0, 5.0, 6.0]}
     assert client.predict("pair", data) == {"sum": [5.0, 7.0, 9.0], "dot": 32.0}

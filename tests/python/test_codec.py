@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trustformers_serve as ts
-from trustformers_serve import _calls, _codec
+from trustformers_serve import _calls, _codec, _core
 from trustformers_serve._calls import Options
 from trustformers_serve._codec import Reply
 from trustformers_serve.errors import ERROR_BY_CODE
@@ -92,6 +92,10 @@ def test_vectors_keep_every_bit_and_their_order() -> None:
         {"index": index, "embedding": base64.b64encode(rows[index].tobytes()).decode()} for index in (2, 0, 1)
     ]
     np.testing.assert_array_equal(_calls.embed(["a", "b", "c"], None).read(json_reply({"data": data})), rows)
+
+
+def test_the_table_of_errors_is_that_of_the_server() -> None:
+    assert {code: error.status for code, error in ERROR_BY_CODE.items()} == dict(_core.error_codes())
 
 
 @pytest.mark.parametrize("code", ERROR_BY_CODE)

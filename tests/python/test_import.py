@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import trustformers_serve as ts
 from trustformers_serve import _core, _libtorch
 
@@ -23,13 +24,25 @@ def run(code: str) -> str:
 
 def test_import_takes_under_half_a_second() -> None:
     code = "import time; t = time.perf_counter(); import trustformers_serve; print(time.perf_counter() - t)"
-    # The best of three: the first may read the libraries from disk.
-    assert min(float(run(code)) for _ in range(3)) < 0.5
+    # The best of five: the first may read the libraries from disk, and others may want the cores.
+    assert min(float(run(code)) for _ in range(5)) < 0.5
 
 
 def test_import_brings_neither_torch_nor_what_only_clients_need() -> None:
     loaded = run("import sys, trustformers_serve; print(*sys.modules)").split()
     assert not {"torch", "numpy", "requests", "httpx", "msgpack"} & set(loaded)
+
+
+def test_an_installed_package_reads_its_pin_without_importlib_metadata(tmp_path: Path) -> None:
+    (tmp_path / "trustformers_serve").symlink_to(Path(ts.__file__).parent)
+    folder = tmp_path / "trustformers_serve-9.9.9.dist-info"
+    folder.mkdir()
+    text = importlib.metadata.distribution("trustformers-serve").read_text("METADATA") or ""
+    (folder / "METADATA").write_text(text)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import trustformers_serve; print(*sys.modules)"
+    )
+    assert "importlib.metadata" not in run(code).split()
 
 
 @pytest.mark.parametrize("order", [("torch", "trustformers_serve"), ("trustformers_serve", "torch")])
@@ -53,7 +66,7 @@ def test_a_missing_torch_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 
 
 def test_another_torch_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.0.0")
+    monkeypatch.setattr(_libtorch, "installed_version", lambda _: "1.0.0")
     with pytest.raises(
         ImportError, match=rf"built for torch {_libtorch.pinned_version()}, but torch 1\.0\.0"
     ):
@@ -62,8 +75,13 @@ def test_another_torch_is_refused_with_both_versions(monkeypatch: pytest.MonkeyP
 
 def test_a_torch_of_another_build_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = _libtorch.pinned_version()
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: f"{pinned}+cpu")
+    monkeypatch.setattr(_libtorch, "installed_version", lambda _: f"{pinned}+cpu")
     _libtorch.load()
+
+
+def test_the_versions_are_those_that_the_packages_have() -> None:
+    assert f"torch=={_libtorch.pinned_version()}" in (importlib.metadata.requires("trustformers-serve") or [])
+    assert _libtorch.installed_version(Path(torch.__file__).parent) == torch.__version__
 
 
 def parameters(function: ast.FunctionDef) -> list[str]:

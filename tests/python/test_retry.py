@@ -50,8 +50,10 @@ def test_jitter_only_lengthens() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 408, 413, 422, 500, 502, 504])
-def test_what_ran_or_can_never_run_is_not_repeated(status: int) -> None:
-    assert wait(POST, reply(status)) is None
+@pytest.mark.parametrize("call", [POST, GET], ids=["post", "get"])
+def test_what_ran_or_can_never_run_is_not_repeated(call: Call[Any], status: int) -> None:
+    assert wait(call, reply(status)) is None
+    assert wait(call, reply(status, "1")) is None
 
 
 def test_what_was_never_sent_is_repeated() -> None:
@@ -100,6 +102,21 @@ def test_a_post_that_ran_is_sent_once(make_client: MakeClient, status: int) -> N
         with pytest.raises(ts.ApiError):
             make_client(base_url=peer.url, retry_delay=0.001).predict("m", [1.0])
     assert len(peer.requests) == 1
+
+
+def test_what_ran_while_the_server_shut_down_is_sent_once(make_client: MakeClient) -> None:
+    cut_off = Answer(500, {"retry-after": "0"}, b'{"error":{"code":"model_failed","message":"cut off"}}')
+    with ScriptedServer(cut_off, OK) as peer:
+        with pytest.raises(ts.ModelFailedError, match="cut off"):
+            make_client(base_url=peer.url, retry_delay=0.001).predict("m", [1.0])
+    assert len(peer.requests) == 1
+
+
+def test_what_a_closing_server_refused_is_repeated(make_client: MakeClient) -> None:
+    refused = Answer(503, {}, b'{"error":{"code":"shutting_down","message":"draining"}}')
+    with ScriptedServer(refused, OK) as peer:
+        assert make_client(base_url=peer.url, retry_delay=0.001).predict("m", [1.0]) == [1.0]
+    assert len(peer.requests) == 2
 
 
 def test_a_post_whose_connection_broke_is_sent_once(make_client: MakeClient) -> None:

@@ -167,6 +167,55 @@ def test_twenty_servers_leave_no_thread_and_no_memory() -> None:
     assert resident[-1] <= 1.05 * resident[5]
 
 
+def log_of(*logging: dict[str, str]) -> list[str]:
+    """The lines on standard error of a process that serves a broken model once for each of `logging`."""
+    code = (
+        "import json, sys, trustformers_serve as ts\n"
+        "tensor = [{'name': 'x', 'dtype': 'f32', 'shape': [1]}]\n"
+        "broken = {'path': '/dev/null', 'format': 'torchscript', 'inputs': tensor, 'outputs': tensor}\n"
+        "for logging in json.loads(sys.argv[1]):\n"
+        "    config = ts.ServerConfig(\n"
+        "        server={'port': 0}, device={'default': 'cpu'}, logging=logging, models={'broken': broken}\n"
+        "    )\n"
+        "    try:\n"
+        "        ts.Server(config)\n"
+        "    except ts.ServerNotReadyError:\n"
+        "        pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(logging)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stderr.splitlines()
+
+
+def test_the_log_has_the_level_of_the_configuration() -> None:
+    everything, (failure,) = log_of({"level": "info"}), log_of({"level": "error"})
+    assert any(" INFO " in line and "broken" in line for line in everything)
+    assert any(" ERROR " in line and "broken" in line for line in everything)
+    assert " ERROR " in failure
+    assert "broken" in failure
+    assert log_of({"level": "off"}) == []
+
+
+def test_the_log_has_the_format_of_the_configuration() -> None:
+    entries = [json.loads(line) for line in log_of({"level": "info", "format": "json"})]
+    assert {entry["level"] for entry in entries} == {"INFO", "ERROR"}
+    assert {entry["model"] for entry in entries} == {"broken"}
+    text = log_of({"level": "info", "format": "text"})
+    assert len(text) == len(entries)
+    assert not any(line.startswith("{") for line in text)
+
+
+def test_the_first_servers_logging_counts() -> None:
+    lines = log_of({"level": "error"}, {"level": "info", "format": "json"})
+    assert len(lines) == 2
+    assert all(" ERROR " in line and not line.startswith("{") for line in lines)
+
+
 def start_script(*arguments: str) -> subprocess.Popen[str]:
     script = shutil.which("trustformers-serve")
     assert script is not None

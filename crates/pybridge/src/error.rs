@@ -3,7 +3,8 @@
 
 use std::fmt::Display;
 
-use pyo3::PyErr;
+use pyo3::prelude::*;
+use trustformers_serve::http::error::Code;
 
 /// The imported classes; the macro that makes them cannot document them one by one.
 mod class {
@@ -25,4 +26,10 @@ pub(crate) fn start(message: impl Display) -> PyErr {
 /// A server that runs, with models that failed to load or still load.
 pub(crate) fn not_ready(message: impl Display) -> PyErr {
     class::ServerNotReadyError::new_err(message.to_string())
+}
+
+/// Every code that an error of the server can have, with its HTTP status.
+#[pyfunction]
+pub(crate) fn error_codes() -> Vec<(&'static str, u16)> {
+    Code::ALL.iter().map(|code| code.on_the_wire()).map(|(name, status)| (name, status.as_u16())).collect()
 }

@@ -8,6 +8,7 @@
 //!
 //! Code map:
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
+//! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`server`]: `Server`, a running server in this process
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
@@ -29,6 +30,8 @@ mod _core {
     use super::cli::run_cli;
     #[pymodule_export]
     use super::config::{known_keys, parse_toml, to_toml, validate_toml};
+    #[pymodule_export]
+    use super::error::error_codes;
     #[pymodule_export]
     use super::server::Server;
 

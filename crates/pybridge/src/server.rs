@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use trustformers_serve::server;
+use trustformers_serve::{logging, server};
 
 use crate::interrupt::{POLL, interruptible, seconds};
 use crate::{config, error};
@@ -19,9 +19,12 @@ pub(crate) struct Server {
 #[pymethods]
 impl Server {
     /// Binds the address of a configuration and serves; models load in the background.
+    ///
+    /// The first one in a process also decides what the process logs.
     #[staticmethod]
     fn start(py: Python<'_>, text: &str, origin: &str, folder: &str) -> PyResult<Self> {
         let settings = config::settings(text, origin, folder).map_err(error::config)?;
+        logging::log_to_stderr(&settings.logging);
         let running = interruptible(py, move || server::Server::start(&settings))?.map_err(error::start)?;
         Ok(Self { running: Arc::new(running) })
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::level_filters::LevelFilter;
 
 use crate::backend::Signature;
 use crate::cli::{Action, Cli};
-use crate::config::{LogFormat, LogLevel, LoggingSettings, Settings};
+use crate::config::Settings;
 use crate::http::{ROUTES, describe};
+use crate::logging::log_to_stderr;
 use crate::registry::State;
 use crate::server::Server;
 
@@ -26,7 +26,7 @@ const USAGE: u8 = 2;
 
 /// Runs the command line `args`, the program's name first; returns the exit code.
 ///
-/// Only this installs signal handlers and a subscriber of log lines.
+/// Only this installs signal handlers.
 pub fn run(args: Vec<OsString>) -> u8 {
     let cli = match Cli::parse_args(args) {
         Ok(cli) => cli,
@@ -73,27 +73,6 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 fn say(line: &str) -> Result<u8, String> {
     drop(writeln!(io::stdout(), "{line}"));
     Ok(OK)
-}
-
-fn log_to_stderr(logging: &LoggingSettings) {
-    let level = match logging.level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
-    // Fails where a subscriber is installed already: in a Python process that served before.
-    drop(match logging.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    });
 }
 
 fn list_models(settings: &Settings) -> Result<u8, String> {

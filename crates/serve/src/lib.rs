@@ -2,8 +2,8 @@
 //!
 //! Invariants, those about absences first:
 //! - Nothing here decides what is batched with what: that is `trustformers_batching`.
-//! - No process globals: two servers live in one process. Only [`commands`] installs signal handlers and
-//!   a subscriber of log lines.
+//! - No process globals: two servers live in one process. Only [`commands`] installs signal handlers, and
+//!   only [`logging`] the one subscriber of log lines that a process has, when its embedder asks for it.
 //! - No lock is held across an await; nothing that blocks runs on the async runtime's workers.
 //! - `unsafe` stands in [`torch`] only.
 //!
@@ -14,7 +14,7 @@
 //! - [`http`]: routes, bodies, errors
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
-//! - [`metrics`]: every metric family
+//! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
 #![deny(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod registry;
 pub mod server;

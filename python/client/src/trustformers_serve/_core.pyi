@@ -20,6 +20,9 @@ def to_toml(tables: Mapping[str, Any]) -> str:
 def known_keys() -> list[str]:
     """Every key that a configuration may have, dotted."""
 
+def error_codes() -> list[tuple[str, int]]:
+    """Every code that an error of the server can have, with its HTTP status."""
+
 @final
 class Server:
     """A server that runs on threads of its own in this process."""

@@ -9,7 +9,8 @@ from trustformers_serve._calls import Call, retry_after
 from trustformers_serve._codec import Reply
 from trustformers_serve.errors import ConnectionBrokenError, ConnectionFailedError, TransportError
 
-# Refused before they ran: the queue is full; the model or the server is not ready.
+# Refused before they ran: the queue is full; the model or the server is not ready. What ran when the
+# server shut down is answered 500.
 _REFUSED = frozenset({429, 503})
 # Doubling ends here, so that many retries do not wait for minutes.
 _LONGEST_BACKOFF_SECONDS = 10.0

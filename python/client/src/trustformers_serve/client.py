@@ -97,6 +97,10 @@ class Client:
             model: Its name.
             data: Of one input: nested lists or an array of the declared shape, without a batch
                 dimension. Of several: a dict of them by name. Of a text model: a string.
+                An array is sent as a list of numbers, which the server checks and converts. Quicker
+                for a large one are its elements as `bytes`, in the declared dtype, row-major and in
+                the server's byte order (`array.astype(np.float32).tobytes()`): only their number is
+                checked, and at most one declared dimension may be -1.
             version: One version instead of the default one.
             priority: How urgent it is.
             timeout_ms: Milliseconds in which it must be answered; then it is dropped.

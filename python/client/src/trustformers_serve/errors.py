@@ -171,13 +171,6 @@ class QueueFullError(ApiError):
     status = 429
 
 
-class InternalError(ApiError):
-    """The server failed; its log has the reason under `request_id`."""
-
-    code = "internal"
-    status = 500
-
-
 class ModelFailedError(ApiError):
     """The model failed to run or to load; the message has its reason."""
 
@@ -219,7 +212,6 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
         UnsupportedMediaTypeError,
         InvalidInputError,
         QueueFullError,
-        InternalError,
         ModelFailedError,
         ModelNotReadyError,
         ShuttingDownError,
