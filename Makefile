@@ -48,7 +48,7 @@ lint: $(VENV)/.installed
 	ruff check .
 	cargo clippy --release --workspace --all-targets -- -D warnings
 
-check-rust: $(VENV)/.installed models
+check-rust: build models
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	cargo nextest run --release --no-fail-fast
 

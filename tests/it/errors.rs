@@ -369,7 +369,7 @@ fn openai_routes_have_openai_errors() {
         ("{\"input\":[[]]}", 400, "invalid_input", "", "minilm"),
         ("{\"input\":[30523]}", 400, "invalid_input", "30523", "minilm"),
         ("{\"input\":\"a\",\"dimensions\":5}", 400, "invalid_input", "384", "minilm"),
-        ("{\"input\":1}", 400, "malformed_request", "\"input\" must be", ""),
+        ("{\"input\":1}", 400, "malformed_request", "\"input\" to be", ""),
         ("{\"input\":\"a\",\"encoding_format\":\"hex\"}", 400, "malformed_request", "hex", ""),
         ("{}", 400, "malformed_request", "input", ""),
         ("{", 400, "malformed_request", "EOF", ""),

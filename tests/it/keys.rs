@@ -281,7 +281,10 @@ fn admitted_of_four(line: &str) -> usize {
 
 #[test]
 fn max_queue_size() {
-    two_values_for_all_and_one("max_queue_size", ("3", 3), ("1", 1), admitted_of_four);
+    two_values_for_all_and_one("max_queue_size", ("4", 200), ("3", 422), |line| {
+        let running = start(&format!("{line}{INSTANT}"));
+        running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] })).status
+    });
 }
 
 #[test]

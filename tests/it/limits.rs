@@ -48,15 +48,24 @@ fn a_client_that_declares_too_much_and_waits_is_told_at_once_or_soon() {
 fn a_full_queue_refuses_what_is_too_much_and_runs_the_rest() {
     let running = start(&format!("{BUSY}models.delay.batching.max_queue_size = 3\n"));
     let mut busy = running.occupy();
-    let reply = running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] })).ok();
+    let reply = running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0]] })).ok();
     let predictions = reply["predictions"].as_array().unwrap();
     assert_eq!((&predictions[0], &predictions[1]), (&json!({ "data": [1.0] }), &json!({ "data": [2.0] })));
     for refused in &predictions[2..] {
         assert_eq!(refused["error"]["code"], "queue_full");
     }
     assert_eq!(busy.reply().status, 200);
-    assert_eq!(running.rejections("delay", "queue_full"), 2.0);
+    assert_eq!(running.rejections("delay", "queue_full"), 1.0);
     assert_eq!(running.count("delay", "executed_items"), 4);
+}
+
+#[test]
+fn a_call_of_more_items_than_the_queue_ever_holds_is_422_and_none_runs() {
+    let running = start(&format!("{INSTANT}models.delay.batching.max_queue_size = 3\n"));
+    let reply = running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] }));
+    assert_eq!((reply.status, reply.code().as_str()), (422, "invalid_input"));
+    assert!(reply.message().contains("more than 3 instances"), "{}", reply.message());
+    assert_eq!(running.count("delay", "executed_items"), 0);
 }
 
 #[test]

@@ -171,12 +171,11 @@ fn every_configuration_key_has_a_test_with_two_values() {
 
 /// The families that a server shows once each of them was moved.
 fn families() -> BTreeSet<String> {
-    let running = start(&format!(
-        "{}models.delay.delay.batch_time = '0ms'\nmodels.delay.batching.max_queue_size = 1\n",
-        minilm()
-    ));
+    let running = start(&format!("{}models.delay.delay.batch_time = '0ms'\n", minilm()));
     running.post(MINILM, &json!("text")).ok();
-    running.post(DELAY, &json!({ "instances": [[1.0], [2.0]] })).ok();
+    running.post(DELAY, &json!([1.0])).ok();
+    // Refused at admission.
+    running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": 0 }));
     let text = running.get("/metrics").text();
     let typed = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     typed.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()

@@ -28,23 +28,21 @@ pub(super) async fn live() -> StatusCode {
 
 /// `GET /health/ready`: 200 when every version that was to be loaded answers, else 503 with the reasons.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let models: Vec<_> = app
-        .registry
-        .versions()
-        .map(|version| {
-            let state = version.state();
+    // Looked at once, so that the list and the word agree.
+    let states: Vec<_> = app.registry.versions().map(|version| (version, version.state())).collect();
+    let models: Vec<_> = states
+        .iter()
+        .map(|(version, state)| {
             let mut entry = json!({
                 "name": version.model(), "version": version.name(), "state": state.name(),
             });
-            if let registry::State::Failed(reason) = &state {
+            if let registry::State::Failed(reason) = state {
                 entry["reason"] = json!(reason);
             }
             entry
         })
         .collect();
-    let any = |wanted: fn(&registry::State) -> bool| {
-        app.registry.versions().any(|version| wanted(&version.state()))
-    };
+    let any = |wanted: fn(&registry::State) -> bool| states.iter().any(|(_, state)| wanted(state));
     let (status, word) = if app.is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
     } else if any(|state| matches!(state, registry::State::Failed(_))) {

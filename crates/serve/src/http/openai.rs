@@ -51,7 +51,7 @@ impl<'de> Visitor<'de> for InputVisitor {
     type Value = EmbeddingsInput;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, a list of texts, token ids, or a list of token ids")
+        f.write_str("\"input\" to be a text, a list of texts, token ids, or a list of token ids")
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<EmbeddingsInput, E> {

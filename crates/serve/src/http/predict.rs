@@ -204,17 +204,15 @@ impl Reply<'_> {
         Ok(response(format, body))
     }
 
-    /// 200 with each item's own result or error, unless every item was refused for the same reason before
-    /// anything ran.
+    /// 200 with each item's own result or error, unless all failed in the same way: then its status.
     fn many(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
         if let Some(Err(first)) = results.first()
-            && matches!(first.code, Code::InvalidInput | Code::QueueFull | Code::ModelNotReady)
             && results.iter().all(|result| result.as_ref().is_err_and(|error| error.code == first.code))
         {
             let mut error = already_counted(first.clone());
             if results.len() > 1 {
                 error.message =
-                    format!("all {} instances were refused, the first: {}", results.len(), error.message);
+                    format!("all {} instances failed, the first: {}", results.len(), error.message);
             }
             return Err(error);
         }
