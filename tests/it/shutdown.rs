@@ -36,7 +36,8 @@ fn what_is_not_finished_in_time_is_503_shutting_down() {
     for connection in [&mut busy, &mut more] {
         let reply = connection.reply();
         assert_eq!((reply.status, reply.code().as_str()), (503, "shutting_down"));
-        assert_eq!(reply.message(), "the server stopped before the request ran");
+        let message = reply.message();
+        assert!(message.ends_with("the server stopped before the request ran"), "{message}");
         assert!(reply.header("x-request-id").is_some());
     }
 }
