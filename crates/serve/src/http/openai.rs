@@ -108,7 +108,6 @@ async fn embed(
     let running = ready(version)?;
     let inputs = inputs_of(version, &running, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
-    running.count_tokens(prompt_tokens);
     let results = infer(version, running, inputs, terms).await;
     let mut data = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {

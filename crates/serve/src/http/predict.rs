@@ -149,11 +149,6 @@ async fn inputs_of(running: &Running, call: Call) -> Result<Vec<Result<Input, Ap
     for (index, misfit) in misfits {
         inputs.insert(index, Err(ApiError::invalid(misfit)));
     }
-    for ids in inputs.iter().flatten() {
-        if let Input::Tokens(ids) = ids {
-            running.count_tokens(ids.len());
-        }
-    }
     Ok(inputs)
 }
 
