@@ -61,7 +61,7 @@ impl Metrics {
             )?,
             request_duration: families.histograms(
                 "request_duration_seconds",
-                "Time of a call from its parsed body to its results.",
+                "Time of a call from its arrival to its results.",
                 SECONDS,
             )?,
             queue_duration: families.histograms(
