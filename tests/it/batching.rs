@@ -22,7 +22,7 @@ fn batches(running: Running, folder: &Path) -> Vec<Vec<Ticket>> {
         Event::Plan { batch: Some((_, tickets)), .. } => Some(tickets),
         _ => None,
     };
-    events(&folder.join("delay-1.jsonl")).into_iter().filter_map(batch).collect()
+    events(&folder.join("delay@1.1.jsonl")).into_iter().filter_map(batch).collect()
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn the_most_urgent_leaves_first() {
     running.server.stop();
     let mut waiting: Vec<Entry> = Vec::new();
     let (mut ran, mut overtook) = (Vec::new(), 0);
-    for event in events(&folder.path().join("delay-1.jsonl")) {
+    for event in events(&folder.path().join("delay@1.1.jsonl")) {
         match event {
             Event::Submit { entry, rejection: None, .. } => waiting.push(entry),
             Event::Plan { batch: Some((_, tickets)), .. } => {

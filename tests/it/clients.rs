@@ -127,7 +127,8 @@ fn a_thousand_connections_at_once_are_all_served_and_others_meanwhile() {
     for (number, connection) in connections.iter_mut().enumerate() {
         assert_eq!(connection.reply().ok()["data"], json!([number as f64]));
     }
-    assert_eq!(running.metric("trustformers_connections"), 1001.0);
+    // Connections that closed just now may still be counted.
+    running.eventually("all are open", |running| running.metric("trustformers_connections") == 1001.0);
     // Each once more, all open still.
     for connection in &mut connections {
         connection.start_post(DELAY, &json!([0.0]));

@@ -109,9 +109,11 @@ fn request_timeout() {
 fn shutdown_timeout() {
     two_values("server.shutdown_timeout", ("'0s'", 503), ("'60s'", 200), |line| {
         let running = start(&format!("{line}{BUSY}"));
-        let mut busy = running.occupy();
+        let _busy = running.occupy();
+        let mut waits = running.post_later(DELAY, &json!([1.0]));
+        running.until_queued(2);
         running.server.stop();
-        busy.reply().status
+        waits.reply().status
     });
 }
 
@@ -301,7 +303,7 @@ fn event_log() {
         running.still_serves();
         running.server.stop();
         let folder = |name: &&str| root.path().join(name);
-        let logged = ["one", "two"].into_iter().filter(|name| folder(name).join("delay-1.jsonl").is_file());
+        let logged = ["one", "two"].into_iter().filter(|name| folder(name).join("delay@1.1.jsonl").is_file());
         let logged: Vec<_> = logged.collect();
         logged.iter().for_each(|name| std::fs::remove_dir_all(folder(name)).unwrap());
         logged

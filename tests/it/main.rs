@@ -6,7 +6,7 @@
 //! - `errors`, `malformed`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
-//! - `shutdown`, `cli`: how it ends, and the command line
+//! - `shutdown`, `stopping`, `cli`, `looks`: how it ends, and the command line
 //! - `keys`, `tidy`: every configuration key moves something; the arrows between crates
 
 // Everything here is a test: a failed expectation is how it reports.
@@ -27,6 +27,7 @@ mod health;
 mod inference;
 mod keys;
 mod limits;
+mod looks;
 mod malformed;
 mod metrics;
 mod models;
@@ -36,5 +37,6 @@ mod replay;
 mod repository;
 mod routes;
 mod shutdown;
+mod stopping;
 mod tidy;
 mod timeouts;

@@ -116,3 +116,25 @@ fn the_operators_numbers_add_up() {
     }
     assert!(stats["mean_queue_seconds"].as_f64().unwrap() > 0.0);
 }
+
+#[test]
+fn an_instance_is_busy_while_its_batch_runs() {
+    let running = start(BUSY);
+    let mut busy = running.occupy();
+    let ratio = "trustformers_instance_busy_ratio{instance=\"0\",model=\"delay\",version=\"1\"}";
+    // One request runs, the other waits: no batch has ended.
+    assert!(running.metric(ratio) > 0.9);
+    assert_eq!(running.count("delay", "executed_batches"), 0);
+    busy.reply().ok();
+}
+
+#[test]
+fn tokens_that_no_model_read_are_not_counted() {
+    let running = start(&format!("{}models.minilm.batching.max_batch_tokens = 3\n", minilm()));
+    let prompt = "trustformers_tokens_total{kind=\"prompt\",model=\"minilm\",version=\"1\"}";
+    running.post(MINILM, &json!("hello world"));
+    assert_eq!(running.rejections("minilm", "never_fits"), 1.0);
+    assert_eq!(running.metric(prompt), 0.0);
+    running.post(MINILM, &json!("hello")).ok();
+    assert_eq!(running.metric(prompt), 3.0);
+}

@@ -54,7 +54,7 @@ fn replays(batching: &str) -> (Vec<Event>, Replayed) {
     load(&running);
     let executed = running.count("delay", "executed_batches");
     running.server.stop();
-    let events = events(&folder.path().join("delay-1.jsonl"));
+    let events = events(&folder.path().join("delay@1.1.jsonl"));
     let replayed = replay(events.clone()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(replayed.events, events.len());
     assert!(replayed.batches as u64 >= executed && executed > 20, "{replayed:?}, {executed} executed");
@@ -152,7 +152,10 @@ fn a_reloaded_model_begins_a_new_log() {
     assert_eq!(busy.reply().status, 200);
     assert_eq!(running.post(DELAY, &json!([6])).status, 200);
     running.server.stop();
-    let events = events(&folder.path().join("delay-1.jsonl"));
-    let replayed = replay(events).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(replayed.batches, 1, "only the new one's");
+    // Each has a file of its own, and none a line of the other.
+    for (load, batches) in [(1, 5), (2, 1)] {
+        let events = events(&folder.path().join(format!("delay@1.{load}.jsonl")));
+        let replayed = replay(events).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(replayed.batches, batches);
+    }
 }

@@ -206,3 +206,26 @@ fn a_torchscript_file_that_is_broken_fails_its_model_alone() {
     let config = script_model("broken", "double").replace(&quoted(&torchscript("double")), &quoted(&path));
     assert!(failure(&config).contains("broken.pt"));
 }
+
+#[test]
+fn a_device_that_a_model_toml_names_and_is_not_there_is_an_error_at_start() {
+    let root = repository(&[("a", "1")]);
+    fs::write(root.path().join("a/model.toml"), "device = 'cuda:4000'\nload = false\n").unwrap();
+    let settings = try_settings(&serving(root.path(), "")).unwrap();
+    let error = trustformers_serve::server::Server::start(&settings).err().expect("refused").to_string();
+    assert!(error.contains("cuda:4000"), "{error}");
+}
+
+#[test]
+fn threads_that_a_model_has_of_its_own_are_not_shared_out_again() {
+    let root = repository(&[("a", "1"), ("b", "1"), ("c", "1")]);
+    for (model, text) in [("a", "instances = 2\nthreads = 2\n"), ("b", "instances = 3\n"), ("c", "")] {
+        fs::write(root.path().join(model).join("model.toml"), format!("load = false\n{text}")).unwrap();
+    }
+    for (threads, expected) in [(12, [2, 2, 2]), (8, [2, 1, 1]), (2, [2, 1, 1])] {
+        let running = start(&serving(root.path(), &format!("device.threads = {threads}\n")));
+        let versions = running.server.app().registry.versions();
+        let found: Vec<_> = versions.filter(|v| v.model() != "delay").map(|v| v.threads()).collect();
+        assert_eq!(found, expected, "of {threads}");
+    }
+}

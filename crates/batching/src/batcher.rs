@@ -25,9 +25,12 @@ pub enum Failure {
     /// The model failed on it, or on its whole batch.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The batcher was closed before it could run.
+    /// The batcher was aborted while it waited; it never ran.
     #[error("the server stopped before the request ran")]
-    Closed,
+    ClosedInQueue,
+    /// The batcher was aborted while its batch ran: the model may have done all of its work, or some.
+    #[error("the server stopped while the model ran")]
+    ClosedRunning,
 }
 
 /// Called once with a request's end, on whichever thread learnt of it; must not block.
@@ -79,6 +82,8 @@ pub struct BatchRecord<'a> {
 
 /// Sees what happens, outside the lock; for metrics and logs.
 pub trait Observer: Send + Sync + 'static {
+    /// An instance begins a batch, whose end is [`Observer::batch_ended`].
+    fn batch_started(&self, instance: InstanceId);
     /// A batch ended.
     fn batch_ended(&self, record: &BatchRecord<'_>);
     /// One event of the scheduler, in order, when [`Batcher::new`] was asked to log: called under the
@@ -244,6 +249,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
                 }
                 let job = job(&state, batch, now);
                 drop(state);
+                self.observer.batch_started(instance);
                 answer_expired(expired);
                 return Some(job);
             }
@@ -362,24 +368,27 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         }
     }
 
-    /// Closes, and answers everything queued or running with [`Failure::Closed`] at once.
+    /// Closes, and answers everything at once: what waits with [`Failure::ClosedInQueue`], what runs with
+    /// [`Failure::ClosedRunning`].
     pub fn abort(&self) {
         let mut state = self.state.lock();
         // Under one lock with the cancelling: else free instances would start what waits.
         self.stop_admitting(&mut state);
         let now = self.clock.now();
         let payloads = std::mem::take(&mut state.payloads);
-        for &ticket in payloads.keys() {
-            state.scheduler.cancel(now, ticket);
+        let mut closed = Vec::with_capacity(payloads.len());
+        for (ticket, payload) in payloads {
+            let queued = state.scheduler.cancel(now, ticket);
             if self.log_events {
                 self.observer.event(Event::Cancel { now, ticket });
             }
+            closed.push((payload, if queued { Failure::ClosedInQueue } else { Failure::ClosedRunning }));
         }
         drop(state);
         self.work.notify_all();
         self.timer.notify_all();
-        for payload in payloads.into_values() {
-            payload.answer(Err(Failure::Closed));
+        for (payload, failure) in closed {
+            payload.answer(Err(failure));
         }
     }
 

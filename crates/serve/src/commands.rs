@@ -9,15 +9,19 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 
+use crate::app::App;
 use crate::backend::Signature;
 use crate::cli::{Action, Cli};
 use crate::config::Settings;
 use crate::http::{ROUTES, describe};
 use crate::logging::log_to_stderr;
-use crate::registry::State;
-use crate::server::Server;
+use crate::registry::{State, Version};
+use crate::server::{Server, check_devices};
+use crate::torch::shim::exit_now;
 
 const OK: u8 = 0;
 const FAILED: u8 = 1;
@@ -48,17 +52,14 @@ fn fail(message: impl fmt::Display) -> u8 {
 }
 
 fn perform(cli: &Cli) -> Result<u8, String> {
-    let mut settings = cli.settings(environment()).map_err(|error| error.to_string())?;
+    let settings = cli.settings(environment()).map_err(|error| error.to_string())?;
     match cli.action() {
         Action::Validate => say(&cli.validation_line(&settings)),
         Action::PrintConfig => say(settings.to_toml().trim_end()),
         Action::HealthCheck => health_check(&settings),
         Action::ListModels => list_models(&settings),
-        Action::DryRun => dry_run(settings),
-        Action::ModelInfo(name) => {
-            settings.models.retain(|model, _| *model == name);
-            model_info(settings, &name)
-        }
+        Action::DryRun => dry_run(&settings),
+        Action::ModelInfo(name) => model_info(&settings, &name),
         Action::Serve => serve(&settings),
     }
 }
@@ -76,7 +77,7 @@ fn say(line: &str) -> Result<u8, String> {
 }
 
 fn list_models(settings: &Settings) -> Result<u8, String> {
-    let app = crate::app::App::new(settings).map_err(|error| error.to_string())?;
+    let app = App::new(settings).map_err(|error| error.to_string())?;
     for version in app.registry.versions() {
         let source = version.source();
         say(&format!("{} {} {} {}", version.model(), version.name(), source.format, source.path.display()))?;
@@ -84,11 +85,14 @@ fn list_models(settings: &Settings) -> Result<u8, String> {
     Ok(OK)
 }
 
-/// Loads everything and stops: the exit code says whether a server would be ready.
-fn dry_run(settings: Settings) -> Result<u8, String> {
-    let server = start_for_a_look(settings)?;
+/// Loads everything, what is not loaded at start too: the exit code says whether all of it can be.
+fn dry_run(settings: &Settings) -> Result<u8, String> {
+    log_to_stderr(&settings.logging);
+    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let versions: Vec<_> = app.registry.versions().cloned().collect();
+    load_for_a_look(settings, &versions)?;
     let mut code = OK;
-    for version in server.app().registry.versions() {
+    for version in versions {
         let line = match version.state() {
             State::Failed(reason) => {
                 code = FAILED;
@@ -104,23 +108,35 @@ fn dry_run(settings: Settings) -> Result<u8, String> {
     Ok(code)
 }
 
-fn model_info(settings: Settings, name: &str) -> Result<u8, String> {
-    let server = start_for_a_look(settings)?;
-    let model = server.app().registry.model(name).map_err(|error| error.to_string())?;
+/// Loads one model, whether or not it is loaded at start, and none of the others.
+fn model_info(settings: &Settings, name: &str) -> Result<u8, String> {
+    log_to_stderr(&settings.logging);
+    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let model = app.registry.model(name).map_err(|error| error.to_string())?;
+    load_for_a_look(settings, model.versions())?;
     let text = serde_json::to_string_pretty(&describe(model)).map_err(|error| error.to_string())?;
     say(&text)?;
     let ready = model.default_version().is_some_and(|version| version.state() == State::Ready);
     Ok(if ready { OK } else { FAILED })
 }
 
-/// A server on a port that nobody knows, once its models are ready or have failed.
-fn start_for_a_look(mut settings: Settings) -> Result<Server, String> {
-    log_to_stderr(&settings.logging);
-    settings.server.host = "127.0.0.1".to_owned();
-    settings.server.port = 0;
-    let server = Server::start(&settings).map_err(|error| error.to_string())?;
-    server.wait_settled();
-    Ok(server)
+/// Loads versions side by side, without a server around them.
+fn load_for_a_look(settings: &Settings, versions: &[Arc<Version>]) -> Result<(), String> {
+    check_devices(settings, versions.iter()).map_err(|error| error.to_string())?;
+    let runtime = one_thread()?;
+    let mut loads = JoinSet::new();
+    for version in versions {
+        let version = Arc::clone(version);
+        // A failure is the version's state.
+        loads.spawn_on(async move { drop(version.load().await) }, runtime.handle());
+    }
+    runtime.block_on(loads.join_all());
+    Ok(())
+}
+
+fn one_thread() -> Result<Runtime, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("cannot start the runtime: {error}"))
 }
 
 /// How long a server may take to say how it is.
@@ -151,10 +167,7 @@ fn ask_readiness(host: &str, port: u16) -> io::Result<String> {
 /// Serves until the first SIGINT or SIGTERM, then finishes what is in flight. A second signal ends at once.
 fn serve(settings: &Settings) -> Result<u8, String> {
     log_to_stderr(&settings.logging);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = one_thread()?;
     // Before anything starts, so that no signal is lost to the default of ending at once.
     let mut signals = runtime.block_on(async { Signals::new() }).map_err(|error| error.to_string())?;
     let server = Arc::new(Server::start(settings).map_err(|error| error.to_string())?);
@@ -165,18 +178,25 @@ fn serve(settings: &Settings) -> Result<u8, String> {
             drop(say(&ready_line(&announcer)));
         }
     });
-    let name = runtime.block_on(signals.next());
-    tracing::info!(signal = name, "shutting down: finishing what is in flight; a second signal ends at once");
+    let Shutdown { signal, .. } = runtime.block_on(signals.next());
+    tracing::info!(signal, "shutting down: finishing what is in flight; a second signal ends at once");
     thread::spawn(move || {
-        runtime.block_on(signals.next());
-        std::process::exit(i32::from(INTERRUPTED));
+        let Shutdown { code, .. } = runtime.block_on(signals.next());
+        // No static destructors: they would run beside threads that still use what they destroy.
+        exit_now(code);
     });
     server.stop();
     Ok(OK)
 }
 
-/// What shells give a process that SIGINT ended.
-const INTERRUPTED: u8 = 130;
+/// A signal that ends the server, and the code that shells give a process which it ended.
+struct Shutdown {
+    signal: &'static str,
+    code: u8,
+}
+
+const INTERRUPTED: Shutdown = Shutdown { signal: "SIGINT", code: 128 + 2 };
+const TERMINATED: Shutdown = Shutdown { signal: "SIGTERM", code: 128 + 15 };
 
 struct Signals {
     interrupt: Signal,
@@ -188,10 +208,10 @@ impl Signals {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Shutdown {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => INTERRUPTED,
+            _ = self.terminate.recv() => TERMINATED,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Metrics as a typed struct: every family of the server, and the handles of one model version.
 
-use std::collections::VecDeque;
+mod busy;
+
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -12,6 +13,8 @@ use prometheus::{
 use serde::Serialize;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::{InstanceId, Rejection};
+
+use self::busy::BusyWindow;
 
 /// From a tenth of a millisecond to a minute, about 2.5x a step.
 const SECONDS: &[f64] = &[
@@ -58,7 +61,7 @@ impl Metrics {
             )?,
             request_duration: families.histograms(
                 "request_duration_seconds",
-                "Time of a call from its parsed body to its results.",
+                "Time of a call from its arrival to its results.",
                 SECONDS,
             )?,
             queue_duration: families.histograms(
@@ -222,9 +225,16 @@ impl VersionMetrics {
         self.rejections.with_label_values(&[&self.model, &self.version, reason]).inc();
     }
 
-    /// Counts tokens that a model is about to read.
+    /// Counts tokens that a model has read.
     pub fn read_tokens(&self, tokens: u64) {
         self.prompt_tokens.inc_by(tokens);
+    }
+
+    /// An instance is busy from now on.
+    pub fn batch_started(&self, InstanceId(instance): InstanceId) {
+        if let Some((window, _)) = self.busy.get(instance as usize) {
+            window.lock().begin(Instant::now());
+        }
     }
 
     /// Counts an executed batch.
@@ -237,7 +247,7 @@ impl VersionMetrics {
         }
         let InstanceId(instance) = record.instance;
         if let Some((window, _)) = self.busy.get(instance as usize) {
-            window.lock().add(Instant::now(), record.busy);
+            window.lock().end(Instant::now(), record.busy);
         }
     }
 
@@ -267,39 +277,5 @@ impl VersionMetrics {
             mean_request_seconds: mean(&self.request_duration),
             instance_busy_ratio: self.busy.iter().map(|(_, gauge)| gauge.get()).collect(),
         }
-    }
-}
-
-/// Busy time in slices of a second over the last ten.
-#[derive(Debug, Default)]
-struct BusyWindow {
-    slices: VecDeque<(Instant, Duration)>,
-    first: Option<Instant>,
-}
-
-const WINDOW: Duration = Duration::from_secs(10);
-
-impl BusyWindow {
-    fn add(&mut self, now: Instant, busy: Duration) {
-        self.first.get_or_insert(now - busy.min(WINDOW));
-        self.forget(now);
-        match self.slices.back_mut() {
-            Some((start, sum)) if now.duration_since(*start) < Duration::from_secs(1) => *sum += busy,
-            _ => self.slices.push_back((now, busy)),
-        }
-    }
-
-    fn forget(&mut self, now: Instant) {
-        while self.slices.front().is_some_and(|(start, _)| now.duration_since(*start) > WINDOW) {
-            self.slices.pop_front();
-        }
-    }
-
-    fn ratio(&mut self, now: Instant) -> f64 {
-        self.forget(now);
-        let Some(first) = self.first else { return 0.0 };
-        let busy: Duration = self.slices.iter().map(|(_, busy)| *busy).sum();
-        let span = now.duration_since(first).min(WINDOW).max(Duration::from_millis(1));
-        (busy.as_secs_f64() / span.as_secs_f64()).min(1.0)
     }
 }

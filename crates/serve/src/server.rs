@@ -84,8 +84,8 @@ impl Server {
     /// Binds and answers at once; models load in the background.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         raise_file_limit();
-        check_devices(settings)?;
         let app = Arc::new(App::new(settings)?);
+        check_devices(settings, app.registry.versions())?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(settings.server.workers)
             .thread_name("http")
@@ -169,8 +169,9 @@ impl Server {
         self.stopped.wait_until(Some(Instant::now() + timeout))
     }
 
-    /// Stops accepting, finishes what is in flight within `shutdown_timeout`, and ends every thread.
-    /// Blocks until then; a second call waits for the first.
+    /// Stops accepting, finishes what is in flight within `shutdown_timeout`, and ends every thread but those
+    /// of a model that does not return within a second more. Blocks until then; a second call waits for the
+    /// first.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         self.stopped.wait_until(None);
@@ -189,10 +190,14 @@ impl Drop for Server {
     }
 }
 
-/// A device that is not there is an error at start, not of the model's later loading.
-fn check_devices(settings: &Settings) -> Result<(), DeviceError> {
+/// A device that is not there is an error at start, not of the model's later loading. Whatever a version's
+/// settings come from: the configuration, or a repository's `model.toml`.
+pub(crate) fn check_devices<'a>(
+    settings: &Settings,
+    mut versions: impl Iterator<Item = &'a Arc<Version>>,
+) -> Result<(), DeviceError> {
     device::select(settings.device.default.into())?;
-    settings.models.values().try_for_each(|model| device::select(model.device.into()).map(drop))
+    versions.try_for_each(|version| device::select(version.source().settings.device.into()).map(drop))
 }
 
 /// Every connection is a file: the default of 1,024 is reached by 1,000 clients.

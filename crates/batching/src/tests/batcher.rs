@@ -201,7 +201,7 @@ fn an_aborted_batcher_answers_all_at_once_and_runs_nothing_more() {
     bench.submit(2, None);
     let running = bench.job();
     bench.batcher.abort();
-    assert_eq!(bench.inbox.take(2), [(1, Err(Failure::Closed)), (2, Err(Failure::Closed))]);
+    assert_eq!(bench.inbox.take(2), [(1, Err(Failure::ClosedRunning)), (2, Err(Failure::ClosedInQueue))]);
     assert!(bench.batcher.next(INSTANCE).is_none());
     assert!(!bench.batcher.expire(), "the timer ends");
     bench.batcher.complete(INSTANCE, running, tenfold(&[1]), SECOND);
@@ -216,7 +216,8 @@ fn failures_say_what_happened() {
         (Failure::ExpiredInQueue, "the deadline passed while the request was queued"),
         (Failure::ExpiredRunning, "the deadline passed while the model ran"),
         (Failure::Model(ModelError("no such word".to_owned())), "no such word"),
-        (Failure::Closed, "the server stopped before the request ran"),
+        (Failure::ClosedInQueue, "the server stopped before the request ran"),
+        (Failure::ClosedRunning, "the server stopped while the model ran"),
     ];
     for (failure, text) in texts {
         assert_eq!(failure.to_string(), text);

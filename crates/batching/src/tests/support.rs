@@ -9,8 +9,8 @@ use crate::batcher::BatchRecord;
 use crate::replay::Event;
 use crate::time::{Clock, MonotonicClock, Time};
 use crate::{
-    Batcher, Dispatch, Failure, Mode, Model, ModelError, Observer, Priority, Reply, SchedulerConfig,
-    ShapeKey, Submission,
+    Batcher, Dispatch, Failure, InstanceId, Mode, Model, ModelError, Observer, Priority, Reply,
+    SchedulerConfig, ShapeKey, Submission,
 };
 
 /// How long a test waits for an event before it fails; reached only by a bug.
@@ -61,11 +61,16 @@ pub(super) type Ended = (usize, u64, Vec<Duration>, bool);
 
 #[derive(Default)]
 pub(super) struct Memory {
+    pub(super) started: Mutex<Vec<InstanceId>>,
     pub(super) batches: Mutex<Vec<Ended>>,
     pub(super) events: Mutex<Vec<Event>>,
 }
 
 impl Observer for Memory {
+    fn batch_started(&self, instance: InstanceId) {
+        self.started.lock().unwrap().push(instance);
+    }
+
     fn batch_ended(&self, record: &BatchRecord<'_>) {
         let ended = (record.size, record.cost, record.waits.to_vec(), record.completed);
         self.batches.lock().unwrap().push(ended);

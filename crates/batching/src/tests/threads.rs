@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::support::{HOUR, Inbox, PATIENCE, Plain, Results, batcher, eager, led, request, tenfold, until};
-use crate::{Dispatch, Failure, Instances, ModelError, SchedulerConfig, Submission};
+use crate::{Dispatch, Failure, InstanceId, Instances, ModelError, SchedulerConfig, Submission};
 
 const SOON: Duration = Duration::from_millis(2);
 
@@ -290,10 +290,27 @@ fn an_abort_answers_the_running_and_the_queued_and_starts_nothing_more() {
     batcher.submit(inbox.requests([1, 2, 3]));
     lead.given();
     batcher.abort();
-    assert_eq!(inbox.take(3), [1, 2, 3].map(|input| (input, Err(Failure::Closed))));
+    let (ran, waited) = (Failure::ClosedRunning, Failure::ClosedInQueue);
+    assert_eq!(inbox.take(3), [(1, Err(ran)), (2, Err(waited.clone())), (3, Err(waited))]);
     lead.finish(tenfold(&[1]));
     instances.drain();
     assert_eq!(lead.rest(), Vec::<Vec<u64>>::new());
+}
+
+#[test]
+fn a_batch_is_seen_when_it_begins_and_again_when_it_ends() {
+    let (batcher, memory) = batcher(eager(8), 1);
+    let (model, lead) = led();
+    let instances = Instances::spawn("m", Arc::clone(&batcher), vec![model]).unwrap();
+    let inbox = Inbox::new();
+    batcher.submit(inbox.requests([1]));
+    lead.given();
+    assert_eq!(*memory.started.lock().unwrap(), [InstanceId(0)]);
+    assert_eq!(memory.batches.lock().unwrap().len(), 0);
+    lead.finish(tenfold(&[1]));
+    assert_eq!(inbox.next(), (1, Ok(10)));
+    assert_eq!(memory.batches.lock().unwrap().len(), 1);
+    instances.drain();
 }
 
 #[test]
@@ -306,7 +323,7 @@ fn dropped_instances_answer_their_callers_and_end() {
     batcher.submit(inbox.requests([1]));
     lead.given();
     drop(instances);
-    assert_eq!(inbox.next(), (1, Err(Failure::Closed)));
+    assert_eq!(inbox.next(), (1, Err(Failure::ClosedRunning)));
     // The model goes with its thread, and its end of the channel with the model.
     assert_eq!(lead.rest(), Vec::<Vec<u64>>::new());
 }

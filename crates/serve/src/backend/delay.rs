@@ -1,7 +1,6 @@
 //! A model that takes a set time and computes nothing: for tests and benchmarks of everything but the model.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,21 +23,11 @@ pub struct DelayOptions {
 /// Instances that return their one input `data` (`f32`, any length) as their one output.
 pub fn load(options: &DelayOptions) -> Loaded {
     let data = TensorSpec { name: "data".to_owned(), dtype: DType::F32, shape: vec![-1] };
-    let executed = Arc::new(Executed::default());
-    let instance = || -> DynModel { Box::new(Delay::new(options, Arc::clone(&executed))) };
+    let instance = || -> DynModel { Box::new(Delay::new(options)) };
     Loaded {
         signature: Signature::Tensors { inputs: vec![data.clone()], outputs: vec![data] },
         instances: (0..options.instances).map(|_| instance()).collect(),
     }
-}
-
-/// What the instances that share it have executed.
-#[derive(Debug, Default)]
-pub struct Executed {
-    /// Batches that were begun.
-    pub batches: AtomicU64,
-    /// Items of those batches.
-    pub items: AtomicU64,
 }
 
 /// One instance.
@@ -46,13 +35,12 @@ pub struct Executed {
 pub struct Delay {
     batch: Duration,
     item: Duration,
-    executed: Arc<Executed>,
 }
 
 impl Delay {
-    /// An instance that counts in `executed`.
-    pub fn new(options: &DelayOptions, executed: Arc<Executed>) -> Self {
-        Self { batch: options.batch_time, item: options.item_time, executed }
+    /// One instance.
+    pub fn new(options: &DelayOptions) -> Self {
+        Self { batch: options.batch_time, item: options.item_time }
     }
 }
 
@@ -62,8 +50,6 @@ impl Model for Delay {
 
     fn run(&mut self, inputs: &[Arc<Input>]) -> Result<Vec<Result<Output, ModelError>>, ModelError> {
         let started = Instant::now();
-        self.executed.batches.fetch_add(1, Ordering::Relaxed);
-        self.executed.items.fetch_add(inputs.len() as u64, Ordering::Relaxed);
         let items = u32::try_from(inputs.len()).unwrap_or(u32::MAX);
         wait_until(started + self.batch.saturating_add(self.item.saturating_mul(items)));
         Ok(inputs
@@ -104,32 +90,21 @@ mod tests {
         (0..count).map(|index| Arc::new(Input::Tensors(vec![item(index)]))).collect()
     }
 
-    fn delay(batch_time: Duration, item_time: Duration) -> (Delay, Arc<Executed>) {
-        let executed = Arc::new(Executed::default());
-        let options = DelayOptions { batch_time, item_time, instances: 1 };
-        (Delay::new(&options, Arc::clone(&executed)), executed)
+    fn delay(batch_time: Duration, item_time: Duration) -> Delay {
+        Delay::new(&DelayOptions { batch_time, item_time, instances: 1 })
     }
 
     #[test]
     fn answers_what_it_was_given() {
         let inputs = items(3);
-        let answers = delay(Duration::ZERO, Duration::ZERO).0.run(&inputs).unwrap();
+        let answers = delay(Duration::ZERO, Duration::ZERO).run(&inputs).unwrap();
         let answers = answers.into_iter().map(|answer| Arc::new(Input::Tensors(answer.unwrap())));
         assert_eq!(answers.collect::<Vec<_>>(), inputs);
     }
 
     #[test]
-    fn counts_batches_and_items() {
-        let (mut delay, executed) = delay(Duration::ZERO, Duration::ZERO);
-        delay.run(&items(3)).unwrap();
-        delay.run(&items(2)).unwrap();
-        assert_eq!(executed.batches.load(Ordering::Relaxed), 2);
-        assert_eq!(executed.items.load(Ordering::Relaxed), 5);
-    }
-
-    #[test]
     fn takes_the_time_of_the_batch_and_of_each_item_and_hardly_more() {
-        let (mut delay, _) = delay(Duration::from_millis(2), Duration::from_micros(500));
+        let mut delay = delay(Duration::from_millis(2), Duration::from_micros(500));
         let inputs = items(4);
         // The best of some: other processes may hold a core at any moment.
         let best = (0..20)

@@ -183,7 +183,7 @@ pub struct BatchingSettings {
     pub max_queue_tokens: Option<u64>,
     /// Most tokens in a batch; a longer request is refused.
     pub max_batch_tokens: Option<u64>,
-    /// A directory that gets the replayable log of each model's scheduler, `NAME-VERSION.jsonl`.
+    /// A directory that gets the replayable log of each load of a model, `MODEL@VERSION.N.jsonl`.
     pub event_log: Option<PathBuf>,
 }
 

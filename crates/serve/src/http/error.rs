@@ -155,8 +155,9 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let code = match failure {
             Failure::ExpiredInQueue | Failure::ExpiredRunning => Code::DeadlineExceeded,
-            Failure::Model(_) => Code::ModelFailed,
-            Failure::Closed => Code::ShuttingDown,
+            // Not `ShuttingDown`, which says that trying again is safe: the model may have done its work.
+            Failure::Model(_) | Failure::ClosedRunning => Code::ModelFailed,
+            Failure::ClosedInQueue => Code::ShuttingDown,
         };
         Self::new(code, failure.to_string())
     }

@@ -172,11 +172,6 @@ async fn inputs_of(
     for (index, misfit) in misfits {
         inputs.insert(index, Err(ApiError::invalid(misfit)));
     }
-    for ids in inputs.iter().flatten() {
-        if let Input::Tokens(ids) = ids {
-            running.count_tokens(ids.len());
-        }
-    }
     Ok(inputs)
 }
 

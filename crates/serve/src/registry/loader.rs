@@ -12,7 +12,7 @@ use super::sources::Source;
 use crate::backend::delay::{self, DelayOptions};
 use crate::backend::encoder::{self, EncoderOptions};
 use crate::backend::torchscript::{self, TorchScriptOptions};
-use crate::backend::{Loaded, builtin};
+use crate::backend::{Loaded, Signature, builtin};
 use crate::config::Format;
 use crate::metrics::VersionMetrics;
 use crate::tensor::TensorSpec;
@@ -37,11 +37,12 @@ pub(super) fn load(
         ),
     };
     let log_events = log.is_some();
+    let reads_text = matches!(loaded.signature, Signature::Text { .. });
     let batcher = Arc::new(Batcher::new(
         settings.batching.scheduler_config(),
         loaded.instances.len(),
         Arc::new(MonotonicClock::default()),
-        Arc::new(Watcher { metrics: Arc::clone(metrics), log }),
+        Arc::new(Watcher { metrics: Arc::clone(metrics), reads_text, log }),
         log_events,
     ));
     let name = format!("{}:{}", source.model(), source.version);

@@ -8,11 +8,13 @@ mod sources;
 mod version;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 pub use self::running::{Running, Unanswered};
+use self::sources::Source;
 pub use self::sources::SourceError;
 pub use self::version::{LoadFailed, State, Version};
 use crate::config::Settings;
@@ -66,12 +68,10 @@ impl Registry {
     /// The models that `settings` name or whose folders it points to; nothing is loaded yet.
     pub fn new(settings: &Settings, metrics: &Metrics) -> Result<Self, SourceError> {
         let sources = sources::find(settings)?;
-        let cores = settings.device.threads;
-        let shares: usize =
-            sources.iter().filter(|source| source.uses_torch()).map(|s| s.settings.instances).sum();
+        let share = threads_of_each(settings.device.threads, &sources);
         let mut models: BTreeMap<String, Model> = BTreeMap::new();
         for source in sources {
-            let threads = source.settings.threads.unwrap_or_else(|| (cores / shares.max(1)).max(1));
+            let threads = source.settings.threads.unwrap_or(share);
             let model = models
                 .entry(source.model().to_owned())
                 .or_insert_with(|| Model { name: source.model().to_owned(), versions: Vec::new() });
@@ -102,24 +102,82 @@ impl Registry {
     }
 
     /// Stops everything: what is queued runs for at most `grace`, then is answered as closed.
-    /// Blocks until every thread has ended.
+    ///
+    /// Blocks until every thread has ended, but for no more than [`LAST_BATCH`] beyond `grace`: a model cannot
+    /// be made to return, so one that still runs is left to the end of the process, with a warning.
     pub fn shut_down(&self, grace: Duration) {
-        let running: Vec<Arc<Running>> = self.versions().filter_map(|version| version.close()).collect();
-        std::thread::scope(|scope| {
-            let (alive, all_drained) = mpsc::channel::<()>();
-            for model in &running {
-                let alive = alive.clone();
-                scope.spawn(move || {
-                    model.drain();
-                    drop(alive);
-                });
+        let deadline = Instant::now() + grace;
+        let mut drains: BTreeMap<usize, Drain> = BTreeMap::new();
+        let (ended, has_ended) = mpsc::channel();
+        for (index, version) in self.versions().enumerate() {
+            if let Some(running) = version.close()
+                && let Some(drain) = Drain::start(index, Arc::clone(version), running, ended.clone())
+            {
+                drains.insert(index, drain);
             }
-            drop(alive);
-            // Nothing is ever sent: the channel hangs up when the last drain is over.
-            if all_drained.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
-                running.iter().for_each(|model| model.abort());
+        }
+        wait_for(&mut drains, &has_ended, deadline);
+        drains.values().for_each(Drain::abort);
+        wait_for(&mut drains, &has_ended, Instant::now() + LAST_BATCH);
+        for drain in drains.values() {
+            let (model, version) = (drain.version.model(), drain.version.name());
+            tracing::warn!(model, version, "stopped without waiting for its model, which still runs");
+        }
+    }
+}
+
+/// How long a server that stops waits for models to return whose callers have been answered.
+const LAST_BATCH: Duration = Duration::from_secs(1);
+
+/// A version that runs its queue on a thread of its own, so that nobody has to wait for it.
+struct Drain {
+    version: Arc<Version>,
+    /// Weak, so that the thread's is the last: what it frees, and the end of its log, hold nobody up.
+    running: Weak<Running>,
+    thread: JoinHandle<()>,
+}
+
+impl Drain {
+    /// Its `index` comes through `ended`. `None` without a thread to be had: then it is answered as closed.
+    fn start(
+        index: usize,
+        version: Arc<Version>,
+        running: Arc<Running>,
+        ended: Sender<usize>,
+    ) -> Option<Self> {
+        let weak = Arc::downgrade(&running);
+        let body = move || {
+            running.drain();
+            drop(running);
+            // Fails when nobody waits any more.
+            let _ = ended.send(index);
+        };
+        match thread::Builder::new().name("drain".to_owned()).spawn(body) {
+            Ok(thread) => Some(Self { version, running: weak, thread }),
+            Err(error) => {
+                // The thread's half is gone with it, and with that the model: dropping aborts.
+                tracing::error!(model = version.model(), %error, "cannot finish what is queued");
+                None
             }
-        });
+        }
+    }
+
+    fn abort(&self) {
+        if let Some(running) = self.running.upgrade() {
+            running.abort();
+        }
+    }
+}
+
+/// Takes out those that end before `deadline`.
+fn wait_for(drains: &mut BTreeMap<usize, Drain>, ended: &Receiver<usize>, deadline: Instant) {
+    while !drains.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(index) = ended.recv_timeout(left) else { return };
+        if let Some(drain) = drains.remove(&index) {
+            // It has nothing left to do but to end.
+            drop(drain.thread.join());
+        }
     }
 }
 
@@ -152,6 +210,24 @@ impl Model {
         let newest_ready = self.versions.iter().rev().find(|version| version.ready().is_some());
         newest_ready.or_else(|| self.versions.last())
     }
+}
+
+/// LibTorch threads of each instance whose model does not say how many: what the others leave of `all`, at
+/// least one. Says so when together they have more than `all`.
+fn threads_of_each(all: usize, sources: &[Source]) -> usize {
+    let torch = || sources.iter().filter(|source| source.uses_torch()).map(|source| &source.settings);
+    let taken: usize = torch().filter_map(|model| Some(model.instances * model.threads?)).sum();
+    let shares: usize = torch().filter(|model| model.threads.is_none()).map(|model| model.instances).sum();
+    let share = (all.saturating_sub(taken) / shares.max(1)).max(1);
+    let sum = taken + shares * share;
+    if sum > all {
+        tracing::warn!(
+            threads = sum,
+            device_threads = all,
+            "instances x threads of all models exceed device.threads: they slow each other down"
+        );
+    }
+    share
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {

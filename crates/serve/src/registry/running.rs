@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, Failure, Instances, Observer, Priority, Rejection, ShapeKey, Submission, Ticket,
+    Batcher, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Submission, Ticket,
 };
 
 use super::event_log::EventLog;
@@ -35,12 +35,21 @@ pub struct Running {
 /// Passes what the batcher sees to metrics and to the event log.
 pub(super) struct Watcher {
     pub(super) metrics: Arc<VersionMetrics>,
+    /// Whether a batch's cost is the tokens that the model reads.
+    pub(super) reads_text: bool,
     pub(super) log: Option<EventLog>,
 }
 
 impl Observer for Watcher {
+    fn batch_started(&self, instance: InstanceId) {
+        self.metrics.batch_started(instance);
+    }
+
     fn batch_ended(&self, record: &BatchRecord<'_>) {
         self.metrics.batch_ended(record);
+        if self.reads_text {
+            self.metrics.read_tokens(record.cost);
+        }
     }
 
     fn event(&self, event: Event) {
@@ -77,17 +86,12 @@ impl Running {
         self.batcher.queued()
     }
 
-    /// Counts tokens that are about to be read.
-    pub fn count_tokens(&self, tokens: usize) {
-        self.metrics.read_tokens(tokens as u64);
-    }
-
     /// Runs what is queued and ends the threads; blocks until then.
     pub(super) fn drain(&self) {
         self.instances.drain();
     }
 
-    /// Answers everything at once with [`Failure::Closed`].
+    /// Answers everything at once: the server stops.
     pub(super) fn abort(&self) {
         self.batcher.abort();
     }
@@ -200,7 +204,9 @@ impl Gathering {
     async fn all(&self) -> Vec<Result<Output, Unanswered>> {
         self.complete.notified().await;
         let results = std::mem::take(&mut self.slots.lock().results);
-        results.into_iter().map(|result| result.unwrap_or(Err(Unanswered::Failed(Failure::Closed)))).collect()
+        // Complete, so none is missing; were one, whether it ran would not be known.
+        let unknown = || Err(Unanswered::Failed(Failure::ClosedRunning));
+        results.into_iter().map(|result| result.unwrap_or_else(unknown)).collect()
     }
 }
 
