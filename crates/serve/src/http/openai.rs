@@ -170,7 +170,6 @@ async fn embed(
     }
     let inputs = inputs_of(app, version, tokenizer, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
-    running.count_tokens(prompt_tokens);
     let results = infer(version, Arc::clone(&running), inputs, terms, Admission::WholeCall).await;
     let mut data = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {
