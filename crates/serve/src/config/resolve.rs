@@ -278,7 +278,7 @@ fn read_model(
         threads: s.optional("threads", &integer(1..=4096), None),
         inputs: s.read("inputs", &tensors(), Vec::new()),
         outputs: s.read("outputs", &tensors(), Vec::new()),
-        warmup: s.read("warmup", &integer(0..=10_000), 2),
+        warmup: s.read("warmup", &integer(0..=10_000), 1),
         load: s.read("load", &boolean(), true),
         max_length: s.optional("max_length", &integer(1..=1_000_000), None),
         batching: s.section_over("batching", batching, read_batching),

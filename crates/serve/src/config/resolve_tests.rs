@@ -63,7 +63,7 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
             threads: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
-            warmup: 2,
+            warmup: 1,
             load: true,
             max_length: None,
             batching: settings.batching.clone(),
