@@ -187,3 +187,20 @@ fn explain(version: &Version, unanswered: Unanswered) -> ApiError {
         }
     }
 }
+
+/// A call that failed as a whole counts once, with its model.
+pub(super) fn counted<T>(version: &Version, result: Result<T, ApiError>) -> Result<T, ApiError> {
+    result.map_err(|error| {
+        if error.counted {
+            return error;
+        }
+        version.metrics().ended(Some(error.code.name()));
+        already_counted(error)
+    })
+}
+
+/// The error of an item, which [`infer`] has counted.
+pub(super) fn already_counted(mut error: ApiError) -> ApiError {
+    error.counted = true;
+    error
+}

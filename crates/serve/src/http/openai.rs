@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Terms, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Terms, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::wire::{Format, malformed_json};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
@@ -138,13 +138,7 @@ pub(super) async fn embeddings(
     let terms = Terms::new(&parts.headers, None, None, arrived, timeout)?;
     let result = embed(&app, &version, asked, terms).await;
     version.metrics().call_took(arrived.elapsed());
-    result.map_err(|mut error| {
-        if !error.counted {
-            version.metrics().ended(Some(error.code.name()));
-            error.counted = true;
-        }
-        error
-    })
+    counted(&version, result)
 }
 
 /// Serde takes a list for an object too, field by field; a client who sends one means something else.
@@ -174,10 +168,7 @@ async fn embed(
     let mut data = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {
         // OpenAI's reply has no place for one input's error: the first fails the call.
-        let output = result.map_err(|mut error| {
-            error.counted = true;
-            error
-        })?;
+        let output = result.map_err(already_counted)?;
         let embedding = embedding_value(&output, asked.encoding_format)?;
         data.push(EmbeddingReply { object: "embedding", index, embedding });
     }

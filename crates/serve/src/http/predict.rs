@@ -14,7 +14,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Terms, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Terms, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::models::Which;
 use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
@@ -55,17 +55,6 @@ async fn through_body(app: &App, request: Request, shape: Shape) -> Result<Respo
     let version = Arc::clone(app.registry.model(&model)?.version(version.as_deref())?);
     let result = asked.predict(app, &version, Target::Body, shape).await;
     counted(&version, result)
-}
-
-/// A call that failed as a whole counts once, with its model.
-fn counted(version: &Version, result: Result<Response, ApiError>) -> Result<Response, ApiError> {
-    result.map_err(|mut error| {
-        if !error.counted {
-            version.metrics().ended(Some(error.code.name()));
-            error.counted = true;
-        }
-        error
-    })
 }
 
 /// Which bodies a route takes.
@@ -228,12 +217,6 @@ impl Reply<'_> {
 
 fn no_result() -> ApiError {
     ApiError::new(Code::ModelFailed, "the model returned nothing")
-}
-
-/// Items were counted one by one.
-fn already_counted(mut error: ApiError) -> ApiError {
-    error.counted = true;
-    error
 }
 
 fn response(format: Format, body: Vec<u8>) -> Response {
