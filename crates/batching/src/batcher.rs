@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::driver::ModelError;
+use crate::driver::{ModelError, look_out};
 use crate::entry::{BatchId, Entry, InstanceId, Priority, ShapeKey, Ticket};
 use crate::replay::Event;
 use crate::scheduler::{BatchReport, Next, Rejection, Scheduler, SchedulerConfig, Verdict};
@@ -107,8 +108,10 @@ struct State<I, O> {
     scheduler: Scheduler,
     payloads: HashMap<Ticket, Payload<I, O>>,
     next_ticket: u64,
-    /// Instances that wait for work: with none, a submit wakes nobody.
+    /// Instances asleep until there is work: with none, a submit wakes nobody.
     waiting_instances: usize,
+    /// Whether an instance is looking out for work: a submit need not wake another.
+    lookout: bool,
     /// When the timer next looks for expired entries: an earlier deadline must wake it.
     timer_wakes: Time,
     closed: bool,
@@ -123,6 +126,8 @@ pub struct Batcher<I, O> {
     observer: Arc<dyn Observer>,
     log_events: bool,
     instances: usize,
+    /// Counts what an instance on the lookout must not miss: submits, and the closing.
+    calls: AtomicU64,
 }
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
@@ -144,6 +149,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
                 payloads: HashMap::new(),
                 next_ticket: 0,
                 waiting_instances: 0,
+                lookout: false,
                 timer_wakes: Time::MAX,
                 closed: false,
             }),
@@ -153,6 +159,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             observer,
             log_events,
             instances,
+            calls: AtomicU64::new(0),
         }
     }
 
@@ -211,11 +218,18 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
 
     /// Wakes one instance, which wakes the next if work remains, and the timer if a deadline came nearer.
     fn wake(&self, state: &State<I, O>) {
-        if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
-            self.work.notify_one();
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if !state.lookout {
+            self.wake_instance(state);
         }
         if state.scheduler.next_deadline().is_some_and(|deadline| deadline < state.timer_wakes) {
             self.timer.notify_one();
+        }
+    }
+
+    fn wake_instance(&self, state: &State<I, O>) {
+        if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
+            self.work.notify_one();
         }
     }
 
@@ -244,9 +258,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             self.log_plan(now, instance, &planned);
             let expired = take_payloads(&mut state, &planned.resolved);
             if let Next::Run(batch) = planned.next {
-                if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
-                    self.work.notify_one();
-                }
+                self.wake_instance(&state);
                 let job = job(&state, batch, now);
                 drop(state);
                 self.observer.batch_started(instance);
@@ -261,6 +273,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             match planned.next {
                 Next::WaitUntil(at) => self.wait_for_work(&mut state, Some(at.since(now))),
                 _ if state.closed => return None,
+                _ if self.look_out(&mut state) => {}
                 _ => self.wait_for_work(&mut state, None),
             }
         }
@@ -275,6 +288,19 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             Next::Idle | Next::WaitUntil(_) => None,
         };
         self.observer.event(Event::Plan { now, instance, batch });
+    }
+
+    /// Waits awake, and unlocked, for the next submit; true when there was one. One instance at a time.
+    fn look_out(&self, state: &mut MutexGuard<'_, State<I, O>>) -> bool {
+        if state.lookout {
+            return false;
+        }
+        state.lookout = true;
+        let seen = self.calls.load(Ordering::Relaxed);
+        let called = || self.calls.load(Ordering::Relaxed) != seen;
+        MutexGuard::unlocked(state, || look_out(called));
+        state.lookout = false;
+        called()
     }
 
     fn wait_for_work(&self, state: &mut MutexGuard<'_, State<I, O>>, at_most: Option<Duration>) {
@@ -362,6 +388,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             return;
         }
         state.closed = true;
+        self.calls.fetch_add(1, Ordering::Relaxed);
         state.scheduler.drain();
         if self.log_events {
             self.observer.event(Event::Drain);

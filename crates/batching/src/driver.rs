@@ -3,8 +3,8 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::thread::{Builder, JoinHandle, yield_now};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -107,4 +107,16 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+/// How long a free instance looks out for work before it sleeps: waking an idle core took 50 µs where it
+/// was measured, more than a small model runs, and callers who wait for an answer soon send the next.
+const LOOKOUT: Duration = Duration::from_micros(100);
+
+/// Waits until `called`, or for a short while; leaves the core to whoever else wants it.
+pub(crate) fn look_out(called: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !called() && since.elapsed() < LOOKOUT {
+        yield_now();
+    }
 }
