@@ -1,5 +1,6 @@
 //! Who shares a batch with whom, who leaves first.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use serde_json::json;
@@ -80,8 +81,11 @@ fn the_most_urgent_leaves_first() {
             Event::Submit { entry, rejection: None, .. } => waiting.push(entry),
             Event::Plan { batch: Some((_, tickets)), .. } => {
                 waiting.sort_by_key(|entry| entry.ticket);
-                let (place, first) =
-                    waiting.iter().enumerate().min_by_key(|(_, entry)| entry.urgency()).unwrap();
+                let (place, first) = waiting
+                    .iter()
+                    .enumerate()
+                    .min_by_key(|(_, entry)| (Reverse(entry.priority), entry.due(), entry.ticket))
+                    .unwrap();
                 assert_eq!(tickets, [first.ticket]);
                 overtook += place;
                 ran.push(waiting.remove(place).priority);

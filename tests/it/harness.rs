@@ -188,7 +188,7 @@ impl Running {
 }
 
 fn queue(version: &Arc<Version>) -> Option<usize> {
-    version.ready().map(|running| running.queued().0)
+    version.ready().map(|running| running.queued().entries)
 }
 
 /// The names of this process's threads.

@@ -67,7 +67,7 @@ fn has_everything(events: &[Event]) {
     let mut instances = HashSet::new();
     for event in events {
         let verdicts = match event {
-            Event::Start { .. } => continue,
+            Event::Start { .. } | Event::ResetBreaker => continue,
             Event::Submit { rejection, .. } => {
                 if let Some(Rejection::QueueFull { .. }) = rejection {
                     seen.insert("full");
@@ -93,6 +93,7 @@ fn has_everything(events: &[Event]) {
                 Verdict::Completed => "completed",
                 Verdict::Failed => "failed",
                 Verdict::ExpiredInQueue | Verdict::ExpiredRunning => "expired",
+                Verdict::NeverFits => "never fits",
             });
         }
     }

@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::driver::{ModelError, look_out};
-use crate::entry::{BatchId, Entry, InstanceId, Priority, ShapeKey, Ticket};
+use crate::driver::{BatchError, ModelError, look_out};
+use crate::entry::{BatchId, ClientId, Entry, InstanceId, Priority, ShapeKey, Ticket};
+use crate::memory::{DeviceBudget, Reservation};
+use crate::queue::Total;
 use crate::replay::Event;
-use crate::scheduler::{BatchReport, Next, Rejection, Scheduler, SchedulerConfig, Verdict};
+use crate::scheduler::{
+    Batch, BatchReport, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig, Verdict,
+};
 use crate::time::{Clock, Time};
 
 /// Why an admitted request has no result.
@@ -23,6 +27,9 @@ pub enum Failure {
     /// Its deadline passed while its batch ran.
     #[error("the deadline passed while the model ran")]
     ExpiredRunning,
+    /// It needs more memory than a batch may; it never ran.
+    #[error("the request needs more memory than a batch may")]
+    NeverFits,
     /// The model failed on it, or on its whole batch.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -41,8 +48,14 @@ pub type Reply<O> = Box<dyn FnOnce(Result<O, Failure>) + Send>;
 pub struct Submission<I, O> {
     /// What the model reads. Shared, because it stays here until the verdict.
     pub input: Arc<I>,
+    /// See [`Entry::client`].
+    pub client: ClientId,
     /// See [`Entry::cost`].
     pub cost: u32,
+    /// See [`Entry::seq_len`].
+    pub seq_len: u32,
+    /// See [`Entry::bytes`].
+    pub bytes: u64,
     /// See [`Entry::shape`].
     pub shape: ShapeKey,
     /// See [`Entry::priority`].
@@ -59,9 +72,14 @@ pub struct Job<I> {
     pub id: BatchId,
     /// Inputs in the batch's order.
     pub inputs: Vec<Arc<I>>,
+    /// See [`Batch::padded_len`].
+    pub padded_len: u32,
     tickets: Vec<Ticket>,
     waits: Vec<Duration>,
     cost: u64,
+    elements: u64,
+    /// Its share of the device's memory, given back when it ends.
+    _memory: Option<Reservation>,
 }
 
 /// What a batch was like, for metrics.
@@ -73,12 +91,14 @@ pub struct BatchRecord<'a> {
     pub size: usize,
     /// Their summed cost.
     pub cost: u64,
+    /// What the model had to compute for them: the cost with padding.
+    pub elements: u64,
     /// How long each waited in the queue.
     pub waits: &'a [Duration],
     /// How long the model ran.
     pub busy: Duration,
-    /// Whether the model returned one result an entry.
-    pub completed: bool,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// Sees what happens, outside the lock; for metrics and logs.
@@ -125,17 +145,17 @@ pub struct Batcher<I, O> {
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
     log_events: bool,
-    instances: usize,
+    device: Option<DeviceBudget>,
     /// Counts what an instance on the lookout must not miss: submits, and the closing.
     calls: AtomicU64,
 }
 
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
-    /// An open batcher for `instances` instances. With `log_events`, `observer` gets every call of the
-    /// scheduler.
+    /// An open batcher for the instances of `config`, on a device whose memory it shares with others.
+    /// With `log_events`, `observer` gets every call of the scheduler.
     pub fn new(
         config: SchedulerConfig,
-        instances: usize,
+        device: Option<DeviceBudget>,
         clock: Arc<dyn Clock>,
         observer: Arc<dyn Observer>,
         log_events: bool,
@@ -158,7 +178,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             clock,
             observer,
             log_events,
-            instances,
+            device,
             calls: AtomicU64::new(0),
         }
     }
@@ -202,7 +222,10 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         state.next_ticket += 1;
         let entry = Entry {
             ticket,
+            client: submission.client,
             cost: submission.cost,
+            seq_len: submission.seq_len,
+            bytes: submission.bytes,
             shape: submission.shape,
             priority: submission.priority,
             deadline: submission.timeout.map(|timeout| now + timeout),
@@ -228,7 +251,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 
     fn wake_instance(&self, state: &State<I, O>) {
-        if state.waiting_instances > 0 && state.scheduler.queued() > 0 {
+        if state.waiting_instances > 0 && state.scheduler.has_work() {
             self.work.notify_one();
         }
     }
@@ -254,20 +277,19 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let mut state = self.state.lock();
         loop {
             let now = self.clock.now();
-            let planned = state.scheduler.plan(now, instance);
-            self.log_plan(now, instance, &planned);
+            let (planned, memory) = self.plan(&mut state, now, instance);
             let expired = take_payloads(&mut state, &planned.resolved);
             if let Next::Run(batch) = planned.next {
                 self.wake_instance(&state);
-                let job = job(&state, batch, now);
+                let job = job(&state, batch, memory, now);
                 drop(state);
                 self.observer.batch_started(instance);
-                answer_expired(expired);
+                answer_unrun(expired);
                 return Some(job);
             }
             if !expired.is_empty() {
                 self.wake_closed_timer(&state);
-                MutexGuard::unlocked(&mut state, || answer_expired(expired));
+                MutexGuard::unlocked(&mut state, || answer_unrun(expired));
                 continue;
             }
             match planned.next {
@@ -279,15 +301,28 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         }
     }
 
-    fn log_plan(&self, now: Time, instance: InstanceId, planned: &crate::scheduler::Planned) {
-        if !self.log_events {
-            return;
-        }
-        let batch = match &planned.next {
-            Next::Run(batch) => Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect())),
-            Next::Idle | Next::WaitUntil(_) => None,
+    fn plan(
+        &self,
+        state: &mut State<I, O>,
+        now: Time,
+        instance: InstanceId,
+    ) -> (Planned, Option<Reservation>) {
+        // Locked until the batch has its share: else two models could both take what only one can have.
+        let mut device = self.device.as_ref().map(DeviceBudget::lock);
+        let free = device.as_ref().map_or(u64::MAX, |device| device.free());
+        let planned = state.scheduler.plan(now, instance, free);
+        let Next::Run(batch) = &planned.next else {
+            if self.log_events {
+                self.observer.event(Event::Plan { now, instance, free, batch: None });
+            }
+            return (planned, None);
         };
-        self.observer.event(Event::Plan { now, instance, batch });
+        if self.log_events {
+            let tickets = batch.entries.iter().map(|entry| entry.ticket).collect();
+            self.observer.event(Event::Plan { now, instance, free, batch: Some((batch.id, tickets)) });
+        }
+        let memory = device.as_mut().map(|device| device.reserve(batch.bytes));
+        (planned, memory)
     }
 
     /// Waits awake, and unlocked, for the next submit; true when there was one. One instance at a time.
@@ -312,22 +347,20 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         state.waiting_instances -= 1;
     }
 
-    /// Ends `job` with the model's results, and answers its callers.
+    /// Ends `job` with the model's results, and answers those of its callers whom no second run awaits.
     ///
     /// Results fewer or more than the batch's entries fail the whole batch: nothing says whose they are.
     pub fn complete(
         &self,
         instance: InstanceId,
         job: Job<I>,
-        results: Result<Vec<Result<O, ModelError>>, ModelError>,
+        results: Result<Vec<Result<O, ModelError>>, BatchError>,
         busy: Duration,
+        peak_bytes: Option<u64>,
     ) {
         let size = job.tickets.len();
-        let results = results.and_then(|results| match results.len() {
-            n if n == size => Ok(results),
-            n => Err(ModelError(format!("the model returned {n} results for a batch of {size}"))),
-        });
-        let report = BatchReport { completed: results.is_ok(), busy };
+        let (outcome, results) = judge(results, size);
+        let report = BatchReport { outcome, busy, peak_bytes };
         let mut state = self.state.lock();
         let now = self.clock.now();
         let verdicts = state.scheduler.complete(now, job.id, report);
@@ -335,6 +368,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         if self.log_events {
             self.observer.event(Event::Complete { now, batch: job.id, report, verdicts });
         }
+        self.wake_instance(&state);
         self.wake_closed_timer(&state);
         drop(state);
         // Before the answers, so that a caller who has its answer finds it counted.
@@ -342,9 +376,10 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             instance,
             size,
             cost: job.cost,
+            elements: job.elements,
             waits: &job.waits,
             busy,
-            completed: report.completed,
+            outcome,
         });
         answer_batch(&job, payloads, results);
     }
@@ -361,7 +396,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let expired = take_payloads(&mut state, &verdicts);
         if !expired.is_empty() {
             drop(state);
-            answer_expired(expired);
+            answer_unrun(expired);
             return true;
         }
         if state.closed && state.payloads.is_empty() {
@@ -426,15 +461,30 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         }
     }
 
-    /// Requests waiting, and their summed cost.
-    pub fn queued(&self) -> (usize, u64) {
-        let state = self.state.lock();
-        (state.scheduler.queued(), state.scheduler.queued_cost())
+    /// What waits to run for the first time.
+    pub fn queued(&self) -> Total {
+        self.state.lock().scheduler.queued()
     }
 
-    /// How long what waits will take at the rate of recent batches; `None` before the first.
+    /// How long what waits will take; `None` before the first batch.
     pub fn predicted_drain(&self) -> Option<Duration> {
-        self.state.lock().scheduler.predicted_drain(self.instances)
+        let state = self.state.lock();
+        state.scheduler.predicted_drain(self.clock.now())
+    }
+
+    /// Lets requests in again, whatever the model did before.
+    pub fn reset_breaker(&self) {
+        let mut state = self.state.lock();
+        state.scheduler.reset_breaker();
+        if self.log_events {
+            self.observer.event(Event::ResetBreaker);
+        }
+    }
+
+    /// Looks at the scheduler, with the present instant.
+    pub fn inspect<T>(&self, look: impl FnOnce(&Scheduler, Time) -> T) -> T {
+        let state = self.state.lock();
+        look(&state.scheduler, self.clock.now())
     }
 
     #[cfg(test)]
@@ -450,13 +500,32 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 }
 
-fn job<I, O>(state: &State<I, O>, batch: crate::scheduler::Batch, now: Time) -> Job<I> {
+/// How a batch of `size` ended, and what its callers get.
+fn judge<O>(
+    results: Result<Vec<Result<O, ModelError>>, BatchError>,
+    size: usize,
+) -> (Outcome, Result<Vec<Result<O, ModelError>>, ModelError>) {
+    match results {
+        Ok(results) if results.len() == size => (Outcome::Completed, Ok(results)),
+        Ok(results) => {
+            let error = format!("the model returned {} results for a batch of {size}", results.len());
+            (Outcome::WrongLength, Err(ModelError(error)))
+        }
+        Err(BatchError::Failed(error)) => (Outcome::Failed, Err(error)),
+        Err(BatchError::OutOfMemory(error)) => (Outcome::OutOfMemory, Err(error)),
+    }
+}
+
+fn job<I, O>(state: &State<I, O>, batch: Batch, memory: Option<Reservation>, now: Time) -> Job<I> {
     let mut job = Job {
         id: batch.id,
         inputs: Vec::with_capacity(batch.entries.len()),
+        padded_len: batch.padded_len,
         tickets: Vec::with_capacity(batch.entries.len()),
         waits: Vec::with_capacity(batch.entries.len()),
         cost: 0,
+        elements: batch.elements,
+        _memory: memory,
     };
     for entry in batch.entries {
         // A planned entry is live, and a live entry has its payload: both leave under the same lock.
@@ -469,22 +538,22 @@ fn job<I, O>(state: &State<I, O>, batch: crate::scheduler::Batch, now: Time) -> 
     job
 }
 
-fn take_payloads<I, O>(
-    state: &mut State<I, O>,
-    verdicts: &[(Ticket, Verdict)],
-) -> Vec<(Ticket, Verdict, Payload<I, O>)> {
+/// Requests that ended, each with its verdict.
+type Ended<I, O> = Vec<(Ticket, Verdict, Payload<I, O>)>;
+
+fn take_payloads<I, O>(state: &mut State<I, O>, verdicts: &[(Ticket, Verdict)]) -> Ended<I, O> {
     verdicts
         .iter()
         .filter_map(|&(ticket, verdict)| Some((ticket, verdict, state.payloads.remove(&ticket)?)))
         .collect()
 }
 
-fn answer_expired<I, O>(expired: Vec<(Ticket, Verdict, Payload<I, O>)>) {
+fn answer_unrun<I, O>(expired: Ended<I, O>) {
     for (_, verdict, payload) in expired {
-        let failure = if verdict == Verdict::ExpiredRunning {
-            Failure::ExpiredRunning
-        } else {
-            Failure::ExpiredInQueue
+        let failure = match verdict {
+            Verdict::ExpiredRunning => Failure::ExpiredRunning,
+            Verdict::NeverFits => Failure::NeverFits,
+            _ => Failure::ExpiredInQueue,
         };
         payload.answer(Err(failure));
     }
@@ -492,7 +561,7 @@ fn answer_expired<I, O>(expired: Vec<(Ticket, Verdict, Payload<I, O>)>) {
 
 fn answer_batch<I, O>(
     job: &Job<I>,
-    payloads: Vec<(Ticket, Verdict, Payload<I, O>)>,
+    payloads: Ended<I, O>,
     results: Result<Vec<Result<O, ModelError>>, ModelError>,
 ) {
     match results {

@@ -16,6 +16,21 @@ use crate::entry::InstanceId;
 #[error("{0}")]
 pub struct ModelError(pub String);
 
+/// Why a model has no result for any input of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// It failed: run in halves, if asked to, the inputs that are not to blame get their results.
+    #[error(transparent)]
+    Failed(#[from] ModelError),
+    /// It could not get the memory for the batch: run in halves, with smaller batches from now on.
+    #[error(transparent)]
+    OutOfMemory(ModelError),
+}
+
+/// What a model makes of a batch: one result an input, in order. `Err` fails the whole batch, an `Err`
+/// inside fails its item alone.
+pub type BatchResults<O> = Result<Vec<Result<O, ModelError>>, BatchError>;
+
 /// Anything that turns a batch of inputs into as many outputs.
 ///
 /// One instance is used by one thread only; it is made on that thread or sent to it.
@@ -25,22 +40,35 @@ pub trait Model: Send {
     /// What its caller gets.
     type Output: Send + 'static;
 
-    /// One result an input, in order. `Err` fails the whole batch, an `Err` inside fails its item alone.
-    fn run(
-        &mut self,
-        inputs: &[Arc<Self::Input>],
-    ) -> Result<Vec<Result<Self::Output, ModelError>>, ModelError>;
+    /// Runs a batch.
+    fn run(&mut self, inputs: &[Arc<Self::Input>]) -> BatchResults<Self::Output>;
+
+    /// Runs a batch of inputs that have lengths, each padded to `length`, which is not less than any.
+    fn run_padded(&mut self, inputs: &[Arc<Self::Input>], length: u32) -> BatchResults<Self::Output> {
+        let _ = length;
+        self.run(inputs)
+    }
+
+    /// The most bytes that the last batch had allocated at once; `None` where nothing counts them.
+    fn peak_bytes(&mut self) -> Option<u64> {
+        None
+    }
 }
 
 impl<M: Model + ?Sized> Model for Box<M> {
     type Input = M::Input;
     type Output = M::Output;
 
-    fn run(
-        &mut self,
-        inputs: &[Arc<Self::Input>],
-    ) -> Result<Vec<Result<Self::Output, ModelError>>, ModelError> {
+    fn run(&mut self, inputs: &[Arc<Self::Input>]) -> BatchResults<Self::Output> {
         (**self).run(inputs)
+    }
+
+    fn run_padded(&mut self, inputs: &[Arc<Self::Input>], length: u32) -> BatchResults<Self::Output> {
+        (**self).run_padded(inputs, length)
+    }
+
+    fn peak_bytes(&mut self) -> Option<u64> {
+        (**self).peak_bytes()
     }
 }
 
@@ -95,9 +123,15 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Drop for Instances<I, O> {
 fn run_instance<M: Model>(batcher: &Batcher<M::Input, M::Output>, instance: InstanceId, mut model: M) {
     while let Some(job) = batcher.next(instance) {
         let started = Instant::now();
-        let results = catch_unwind(AssertUnwindSafe(|| model.run(&job.inputs)))
-            .unwrap_or_else(|panic| Err(ModelError(format!("the model panicked: {}", panic_text(&*panic)))));
-        batcher.complete(instance, job, results, started.elapsed());
+        let run = || match job.padded_len {
+            0 => model.run(&job.inputs),
+            length => model.run_padded(&job.inputs, length),
+        };
+        let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            Err(ModelError(format!("the model panicked: {}", panic_text(&*panic))).into())
+        });
+        let busy = started.elapsed();
+        batcher.complete(instance, job, results, busy, model.peak_bytes());
     }
 }
 

@@ -19,20 +19,36 @@
 #![forbid(unsafe_code)]
 
 pub mod batcher;
+pub mod breaker;
+pub mod bucket;
+pub mod cost_model;
 pub mod driver;
 pub mod entry;
+mod hash;
+mod load;
+pub mod memory;
+mod order;
+pub mod padding;
 pub mod policy;
 pub mod queue;
+pub mod rate;
 pub mod replay;
 pub mod scheduler;
+mod share;
 pub mod time;
 
 #[cfg(test)]
 mod tests;
 
 pub use batcher::{Batcher, Failure, Observer, Reply, Submission};
-pub use driver::{Instances, Model, ModelError};
-pub use entry::{BatchId, Entry, InstanceId, Priority, ShapeKey, Ticket};
-pub use policy::{Dispatch, Mode};
-pub use scheduler::{BatchReport, Next, Planned, Rejection, Scheduler, SchedulerConfig, Verdict};
+pub use breaker::{BreakerConfig, BreakerState};
+pub use bucket::{BucketConfig, PaddingStrategy};
+pub use driver::{BatchError, BatchResults, Instances, Model, ModelError};
+pub use entry::{BatchId, ClientId, Entry, GroupKey, InstanceId, Priority, ShapeKey, Ticket};
+pub use memory::DeviceBudget;
+pub use policy::adaptive::AdaptiveConfig;
+pub use policy::{Dispatch, Mode, OptimizationTarget};
+pub use scheduler::{
+    BatchReport, Isolation, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig, Verdict,
+};
 pub use time::{Clock, MonotonicClock, Time};

@@ -1,134 +1,320 @@
-//! Waiting entries: one ordered group a shape, and totals for admission.
+//! Waiting entries: one group for those that may share a batch, and totals for admission.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
 
-use crate::entry::{Entry, ShapeKey, Ticket, Urgency};
+use crate::entry::{ClientId, Entry, GroupKey, Priority, Ticket};
+use crate::hash::FastMap;
+use crate::order::{Key, Order};
+use crate::share::Shares;
 use crate::time::Time;
 
-/// The waiting entries of one shape; never empty while the queue holds it.
+/// Of this many places in batches, one goes to the longest waiting where anything is overdue.
+pub const OVERDUE_SHARE: u32 = 8;
+
+/// Whose turn it is inside one priority: least served client, earliest deadline, first come.
+type Turn = (u64, Time, Ticket, ClientId);
+
+/// The order in which groups' heads leave; a smaller urgency is first.
+pub type Urgency = (Reverse<Priority>, u64, Time, Ticket);
+
+/// How many wait, and what they add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Total {
+    /// Entries.
+    pub entries: usize,
+    /// Their summed cost.
+    pub cost: u64,
+    /// Their summed bytes.
+    pub bytes: u64,
+}
+
+impl Total {
+    fn add(&mut self, entry: &Entry) {
+        self.entries += 1;
+        self.cost += u64::from(entry.cost);
+        self.bytes += entry.bytes;
+    }
+
+    fn subtract(&mut self, entry: &Entry) {
+        self.entries -= 1;
+        self.cost -= u64::from(entry.cost);
+        self.bytes -= entry.bytes;
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    order: Order,
+    /// The one of its keys in [`Level::turns`] that counts; it may be out of date, never too late.
+    turn: Turn,
+}
+
+/// The waiting entries of one group and one priority.
+#[derive(Debug, Default)]
+struct Level {
+    clients: FastMap<ClientId, Client>,
+    turns: BinaryHeap<Reverse<Turn>>,
+}
+
+impl Level {
+    fn push(&mut self, entry: &Entry, start: u64) {
+        let key = (entry.due(), entry.ticket);
+        let turn = (start, key.0, key.1, entry.client);
+        let client = self.clients.entry(entry.client).or_insert_with(|| {
+            self.turns.push(Reverse(turn));
+            Client { order: Order::default(), turn }
+        });
+        client.order.push(key);
+        if turn < client.turn {
+            client.turn = turn;
+            self.turns.push(Reverse(turn));
+        }
+    }
+
+    fn removed(&mut self, client: ClientId, waits: impl Fn(Ticket) -> bool) {
+        let Some(found) = self.clients.get_mut(&client) else { return };
+        found.order.removed(waits);
+        if found.order.is_empty() {
+            self.clients.remove(&client);
+        }
+        if self.turns.len() > 2 * self.clients.len() + 64 {
+            self.turns = self.clients.values().map(|client| Reverse(client.turn)).collect();
+        }
+    }
+
+    fn head(&mut self, priority: Priority, shares: &Shares) -> Option<Turn> {
+        while let Some(Reverse(turn)) = self.turns.peek().copied() {
+            let id = turn.3;
+            let client = self.clients.get_mut(&id).filter(|client| client.turn == turn);
+            let Some((client, (due, ticket))) =
+                client.and_then(|client| client.order.first().map(|first| (client, first)))
+            else {
+                self.turns.pop();
+                continue;
+            };
+            let current = (shares.start(priority, id), due, ticket, id);
+            if current == turn {
+                return Some(turn);
+            }
+            client.turn = current;
+            self.turns.pop();
+            self.turns.push(Reverse(current));
+        }
+        None
+    }
+}
+
+/// The waiting entries that may share a batch; never empty while the queue holds it.
 #[derive(Debug, Default)]
 pub struct Group {
-    by_urgency: BTreeMap<Urgency, Entry>,
-    /// Arrival order, which priorities and deadlines hide from `by_urgency`: windows count from it.
-    by_arrival: BTreeSet<(Time, Ticket)>,
-    cost: u64,
+    levels: [Level; Priority::COUNT],
+    arrivals: Order,
+    total: Total,
 }
 
 impl Group {
-    /// Entries waiting.
-    pub fn len(&self) -> usize {
-        self.by_urgency.len()
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.by_urgency.is_empty()
-    }
-
-    /// The sum of the entries' costs.
-    pub fn cost(&self) -> u64 {
-        self.cost
+    /// Entries waiting, with their cost and bytes.
+    pub fn total(&self) -> Total {
+        self.total
     }
 
     /// When the longest-waiting entry came; [`Time::MAX`] for an empty group.
     pub fn oldest_arrival(&self) -> Time {
-        self.by_arrival.first().map_or(Time::MAX, |&(arrived, _)| arrived)
+        self.arrivals.first().map_or(Time::MAX, |(arrived, _)| arrived)
     }
 
-    /// The urgency of the entry that leaves first; `None` for an empty group.
-    pub fn head(&self) -> Option<&Urgency> {
-        self.by_urgency.first_key_value().map(|(urgency, _)| urgency)
+    fn overdue(&self, now: Time, ageing: Option<Duration>) -> Option<Key> {
+        let (arrived, ticket) = self.arrivals.first()?;
+        (now.since(arrived) >= ageing?).then_some((arrived, ticket))
     }
 
-    fn insert(&mut self, entry: Entry) {
-        self.cost += u64::from(entry.cost);
-        self.by_arrival.insert((entry.arrived, entry.ticket));
-        self.by_urgency.insert(entry.urgency(), entry);
-    }
-
-    fn remove(&mut self, urgency: &Urgency) -> Option<Entry> {
-        let entry = self.by_urgency.remove(urgency)?;
-        self.cost -= u64::from(entry.cost);
-        self.by_arrival.remove(&(entry.arrived, entry.ticket));
-        Some(entry)
+    fn head(&mut self, shares: &Shares) -> Option<Urgency> {
+        Priority::DESCENDING.into_iter().find_map(|priority| {
+            let (start, due, ticket, _) = self.levels[priority as usize].head(priority, shares)?;
+            Some((Reverse(priority), start, due, ticket))
+        })
     }
 }
 
 /// All waiting entries of one model.
 #[derive(Debug, Default)]
 pub struct Queue {
-    groups: HashMap<ShapeKey, Group>,
-    places: HashMap<Ticket, (ShapeKey, Urgency)>,
-    cost: u64,
+    waiting: FastMap<Ticket, (Entry, GroupKey)>,
+    groups: BTreeMap<GroupKey, Group>,
+    shares: Shares,
+    total: Total,
+    by_priority: [Total; Priority::COUNT],
+    /// After this long an entry is overdue; `None`: never.
+    ageing: Option<Duration>,
+    /// Places given since the last to an overdue entry.
+    places: u32,
 }
 
 impl Queue {
-    /// Entries waiting, over all shapes.
-    pub fn len(&self) -> usize {
-        self.places.len()
+    /// An empty queue in which entries are overdue after `ageing`.
+    pub fn new(ageing: Option<Duration>) -> Self {
+        Self { ageing, ..Self::default() }
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+    /// All that waits.
+    pub fn total(&self) -> Total {
+        self.total
     }
 
-    /// The sum of the waiting entries' costs.
-    pub fn cost(&self) -> u64 {
-        self.cost
+    /// What waits and is at least as urgent as `priority`.
+    pub fn ahead_of(&self, priority: Priority) -> Total {
+        self.by_priority[priority as usize..].iter().fold(Total::default(), |sum, level| Total {
+            entries: sum.entries + level.entries,
+            cost: sum.cost + level.cost,
+            bytes: sum.bytes + level.bytes,
+        })
     }
 
-    /// Groups with their shapes, in no order.
-    pub fn groups(&self) -> impl Iterator<Item = (ShapeKey, &Group)> {
-        self.groups.iter().map(|(&shape, group)| (shape, group))
+    /// Whether the ticket's entry waits.
+    pub fn holds(&self, ticket: Ticket) -> bool {
+        self.waiting.contains_key(&ticket)
+    }
+
+    /// The groups that `ripe` lets leave: the one to go first. It is asked of every group.
+    pub fn first_of(
+        &mut self,
+        now: Time,
+        mut ripe: impl FnMut(GroupKey, &Group) -> bool,
+    ) -> Option<GroupKey> {
+        let mut first: Option<(Urgency, GroupKey)> = None;
+        let mut overdue: Option<(Key, GroupKey)> = None;
+        for (&key, group) in &mut self.groups {
+            if self.places + 1 >= OVERDUE_SHARE
+                && let Some(late) = group.overdue(now, self.ageing)
+                && overdue.is_none_or(|sofar| (late, key) < sofar)
+            {
+                overdue = Some((late, key));
+            }
+            if ripe(key, group)
+                && let Some(head) = group.head(&self.shares)
+                && first.is_none_or(|sofar| (head, key) < sofar)
+            {
+                first = Some((head, key));
+            }
+        }
+        overdue.map(|(_, key)| key).or(first.map(|(_, key)| key))
     }
 
     /// Adds an entry whose ticket is not in the queue.
-    pub fn push(&mut self, entry: Entry) {
-        self.cost += u64::from(entry.cost);
-        self.places.insert(entry.ticket, (entry.shape, entry.urgency()));
-        self.groups.entry(entry.shape).or_default().insert(entry);
+    pub fn push(&mut self, key: GroupKey, entry: Entry) {
+        self.shares.joined(entry.priority, entry.client);
+        self.total.add(&entry);
+        self.by_priority[entry.priority as usize].add(&entry);
+        let group = self.groups.entry(key).or_default();
+        group.total.add(&entry);
+        group.arrivals.push((entry.arrived, entry.ticket));
+        let start = self.shares.start(entry.priority, entry.client);
+        group.levels[entry.priority as usize].push(&entry, start);
+        self.waiting.insert(entry.ticket, (entry, key));
     }
 
     /// Takes one entry out, wherever it stands.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
-        let (shape, urgency) = self.places.remove(&ticket)?;
-        let group = self.groups.get_mut(&shape)?;
-        let entry = group.remove(&urgency)?;
-        if group.is_empty() {
-            self.groups.remove(&shape);
+        let (entry, key) = self.take_out(ticket, 0)?;
+        if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
+            self.groups.remove(&key);
         }
-        self.cost -= u64::from(entry.cost);
         Some(entry)
     }
 
-    /// Takes the most urgent entries of `shape`, in order, while both limits hold.
+    /// Takes the first entries of a group, in order, for as long as `fits` agrees to the next.
     ///
     /// It stops at the first that does not fit rather than pass it over: a later one must not overtake it.
-    pub fn take(&mut self, shape: ShapeKey, max_entries: usize, max_cost: u64) -> Vec<Entry> {
+    pub fn take(&mut self, key: GroupKey, now: Time, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let mut taken = Vec::new();
-        let Some(group) = self.groups.get_mut(&shape) else { return taken };
-        let mut cost = 0;
-        while taken.len() < max_entries {
-            let Some(first) = group.by_urgency.first_entry() else { break };
-            if cost + u64::from(first.get().cost) > max_cost {
+        while let Some(ticket) = self.next_of(key, now) {
+            let Some((entry, _)) = self.waiting.get(&ticket) else { break };
+            if !fits(entry) {
                 break;
             }
-            let urgency = *first.key();
-            let Some(entry) = group.remove(&urgency) else { break };
-            cost += u64::from(entry.cost);
-            self.places.remove(&entry.ticket);
+            let late = self.ageing.is_some_and(|ageing| now.since(entry.arrived) >= ageing);
+            let charge = u64::from(entry.cost.max(1));
+            let Some((entry, _)) = self.take_out(ticket, charge) else { break };
+            self.places = if late { 0 } else { (self.places + 1).min(OVERDUE_SHARE) };
             taken.push(entry);
         }
-        if group.is_empty() {
-            self.groups.remove(&shape);
+        if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
+            self.groups.remove(&key);
         }
-        self.cost -= cost;
+        taken
+    }
+
+    /// The entry of the group that leaves first.
+    pub fn head(&mut self, key: GroupKey, now: Time) -> Option<&Entry> {
+        let ticket = self.next_of(key, now)?;
+        self.waiting.get(&ticket).map(|(entry, _)| entry)
+    }
+
+    /// Who of the group has the next place.
+    fn next_of(&mut self, key: GroupKey, now: Time) -> Option<Ticket> {
+        let group = self.groups.get_mut(&key)?;
+        if self.places + 1 >= OVERDUE_SHARE
+            && let Some((_, ticket)) = group.overdue(now, self.ageing)
+        {
+            return Some(ticket);
+        }
+        group.head(&self.shares).map(|(_, _, _, ticket)| ticket)
+    }
+
+    fn take_out(&mut self, ticket: Ticket, charge: u64) -> Option<(Entry, GroupKey)> {
+        let (entry, key) = self.waiting.remove(&ticket)?;
+        let waiting = &self.waiting;
+        let waits = |ticket: Ticket| waiting.contains_key(&ticket);
+        self.shares.left(entry.priority, entry.client, charge);
+        self.total.subtract(&entry);
+        self.by_priority[entry.priority as usize].subtract(&entry);
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.total.subtract(&entry);
+            group.arrivals.removed(waits);
+            group.levels[entry.priority as usize].removed(entry.client, waits);
+        }
+        Some((entry, key))
+    }
+
+    /// The lengths of the entries of the group's most urgent priority, each with its ticket, the one that
+    /// leaves first being first and the others in no order. At most about `most`.
+    pub fn lengths(&mut self, key: GroupKey, now: Time, most: usize) -> Vec<(u32, Ticket)> {
+        let Some(first) = self.next_of(key, now) else { return Vec::new() };
+        let Some((entry, _)) = self.waiting.get(&first) else { return Vec::new() };
+        let Some(group) = self.groups.get(&key) else { return Vec::new() };
+        let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
+        let level = &group.levels[entry.priority as usize];
+        let others = level.clients.values().flat_map(|client| client.order.iter(waits));
+        std::iter::once(first)
+            .chain(others.filter(|&ticket| ticket != first))
+            .take(most)
+            .filter_map(|ticket| Some((self.waiting.get(&ticket)?.0.seq_len, ticket)))
+            .collect()
+    }
+
+    /// Takes these out as a batch's places.
+    pub fn take_these(&mut self, now: Time, tickets: &[Ticket]) -> Vec<Entry> {
+        let mut taken = Vec::with_capacity(tickets.len());
+        for &ticket in tickets {
+            let Some((entry, key)) = self.waiting.get(&ticket) else { continue };
+            let (charge, key) = (u64::from(entry.cost.max(1)), *key);
+            let late = self.ageing.is_some_and(|ageing| now.since(entry.arrived) >= ageing);
+            self.places = if late { 0 } else { (self.places + 1).min(OVERDUE_SHARE) };
+            taken.extend(self.take_out(ticket, charge).map(|(entry, _)| entry));
+            if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
+                self.groups.remove(&key);
+            }
+        }
         taken
     }
 
     #[cfg(test)]
     pub(crate) fn holds_nothing(&self) -> bool {
-        self.groups.is_empty() && self.places.is_empty() && self.cost == 0
+        self.groups.is_empty()
+            && self.waiting.is_empty()
+            && self.total == Total::default()
+            && self.shares.nobody_waits()
     }
 }

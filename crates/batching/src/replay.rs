@@ -7,7 +7,7 @@ use crate::scheduler::{BatchReport, Next, Rejection, Scheduler, SchedulerConfig,
 use crate::time::Time;
 
 /// One call of a scheduler and what it answered, in the order of the calls.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[allow(missing_docs)] // the fields are the arguments of the scheduler's methods of the same names
 pub enum Event {
@@ -18,13 +18,15 @@ pub enum Event {
     /// `cancel`.
     Cancel { now: Time, ticket: Ticket },
     /// `plan`, with the batch it made, if any.
-    Plan { now: Time, instance: InstanceId, batch: Option<(BatchId, Vec<Ticket>)> },
+    Plan { now: Time, instance: InstanceId, free: u64, batch: Option<(BatchId, Vec<Ticket>)> },
     /// `complete`, with its verdicts.
     Complete { now: Time, batch: BatchId, report: BatchReport, verdicts: Vec<(Ticket, Verdict)> },
     /// `expire`, with its verdicts.
     Expire { now: Time, verdicts: Vec<(Ticket, Verdict)> },
     /// `drain`.
     Drain,
+    /// `reset_breaker`.
+    ResetBreaker,
 }
 
 /// What a replay that agreed with its log went through.
@@ -91,14 +93,14 @@ fn call(scheduler: &mut Scheduler, event: &Event) -> Event {
             scheduler.cancel(*now, *ticket);
             event.clone()
         }
-        Event::Plan { now, instance, .. } => {
-            let batch = match scheduler.plan(*now, *instance).next {
+        Event::Plan { now, instance, free, .. } => {
+            let batch = match scheduler.plan(*now, *instance, *free).next {
                 Next::Run(batch) => {
                     Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect()))
                 }
                 Next::Idle | Next::WaitUntil(_) => None,
             };
-            Event::Plan { now: *now, instance: *instance, batch }
+            Event::Plan { now: *now, instance: *instance, free: *free, batch }
         }
         Event::Complete { now, batch, report, .. } => Event::Complete {
             now: *now,
@@ -110,6 +112,10 @@ fn call(scheduler: &mut Scheduler, event: &Event) -> Event {
         Event::Drain => {
             scheduler.drain();
             Event::Drain
+        }
+        Event::ResetBreaker => {
+            scheduler.reset_breaker();
+            Event::ResetBreaker
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::support::{HOUR, Inbox, ManualClock, Memory, eager, request, tenfold};
+use crate::queue::Total;
 use crate::replay::{Event, replay};
 use crate::{
     Batcher, Dispatch, Failure, InstanceId, ModelError, Priority, Rejection, SchedulerConfig, ShapeKey,
@@ -23,7 +24,13 @@ struct Bench {
 fn bench(config: SchedulerConfig) -> Bench {
     let clock = Arc::new(ManualClock::default());
     let memory = Arc::new(Memory::default());
-    let batcher = Batcher::new(config, 2, Arc::clone(&clock) as _, Arc::clone(&memory) as _, true);
+    let batcher = Batcher::new(
+        SchedulerConfig { instances: 2, ..config },
+        None,
+        Arc::clone(&clock) as _,
+        Arc::clone(&memory) as _,
+        true,
+    );
     Bench { batcher, clock, memory, inbox: Inbox::new() }
 }
 
@@ -56,10 +63,10 @@ fn a_request_expires_in_the_queue_and_another_while_it_runs() {
     assert!(bench.batcher.expire(), "the timer goes on");
     assert_eq!(bench.inbox.take(2), [(1, Err(Failure::ExpiredInQueue)), (2, Err(Failure::ExpiredRunning))]);
 
-    bench.batcher.complete(INSTANCE, running, tenfold(&[2]), SECOND);
+    bench.batcher.complete(INSTANCE, running, tenfold(&[2]), SECOND, None);
     let last = bench.job();
     assert_eq!(inputs(&last), [3], "the expired one never runs");
-    bench.batcher.complete(INSTANCE, last, tenfold(&[3]), SECOND);
+    bench.batcher.complete(INSTANCE, last, tenfold(&[3]), SECOND, None);
     assert!(bench.batcher.remembers_nothing());
     assert_eq!(bench.inbox.rest(), [(3, Ok(30))]);
 }
@@ -85,7 +92,7 @@ fn the_timer_and_the_instances_end_with_the_last_request_of_a_closed_batcher() {
     assert!(bench.batcher.next(INSTANCE).is_none(), "nothing waits");
     bench.clock.advance(SECOND);
     assert!(bench.batcher.expire(), "two is answered, one still runs");
-    bench.batcher.complete(INSTANCE, job, tenfold(&[2, 1]), SECOND);
+    bench.batcher.complete(INSTANCE, job, tenfold(&[2, 1]), SECOND, None);
     assert!(!bench.batcher.expire());
     assert!(bench.batcher.remembers_nothing());
     assert_eq!(bench.inbox.rest(), [(2, Err(Failure::ExpiredRunning)), (1, Ok(10))]);
@@ -106,7 +113,7 @@ fn results_reach_their_own_callers_though_one_left_and_one_expired() {
     bench.batcher.expire();
     let mut results = tenfold(&[4, 1, 2, 3, 5]).unwrap();
     results[3] = Err(ModelError("three is bad".to_owned()));
-    bench.batcher.complete(INSTANCE, job, Ok(results), SECOND);
+    bench.batcher.complete(INSTANCE, job, Ok(results), SECOND, None);
     assert!(bench.batcher.remembers_nothing());
     let bad = Failure::Model(ModelError("three is bad".to_owned()));
     assert_eq!(
@@ -122,7 +129,7 @@ fn too_few_or_too_many_results_fail_the_whole_batch() {
         bench.submit(1, None);
         bench.submit(2, None);
         let job = bench.job();
-        bench.batcher.complete(INSTANCE, job, tenfold(&returned), SECOND);
+        bench.batcher.complete(INSTANCE, job, tenfold(&returned), SECOND, None);
         let text = format!("the model returned {count} results for a batch of 2");
         let failure = Err(Failure::Model(ModelError(text)));
         assert_eq!(bench.inbox.take(2), [(1, failure.clone()), (2, failure)]);
@@ -135,7 +142,7 @@ fn a_refused_request_leaves_the_others_of_its_call_in() {
     let bench = bench(SchedulerConfig { max_queue_size: 2, ..eager(8) });
     let answers = bench.batcher.submit(bench.inbox.requests(1..=3));
     assert_eq!(answers, [Ok(Ticket(0)), Ok(Ticket(1)), Err(Rejection::QueueFull { limit: 2 })]);
-    assert_eq!(bench.batcher.queued(), (2, 2));
+    assert_eq!(bench.batcher.queued(), Total { entries: 2, cost: 2, bytes: 0 });
     assert_eq!(inputs(&bench.job()), [1, 2]);
 }
 
@@ -144,7 +151,7 @@ fn what_a_caller_brings_may_use_the_batcher_while_it_is_submitted_or_refused() {
     struct AsksWhenDropped(Arc<Batcher<u64, u64>>);
     impl Drop for AsksWhenDropped {
         fn drop(&mut self) {
-            assert_eq!(self.0.queued(), (0, 0));
+            assert_eq!(self.0.queued(), Total { entries: 0, cost: 0, bytes: 0 });
         }
     }
     let bench = bench(SchedulerConfig { max_queue_size: 0, ..eager(8) });
@@ -152,7 +159,7 @@ fn what_a_caller_brings_may_use_the_batcher_while_it_is_submitted_or_refused() {
     let asks = AsksWhenDropped(Arc::clone(&batcher));
     let mut submission = Some(request(1, Box::new(move |_| drop(asks))));
     let lazy = std::iter::from_fn(|| {
-        assert_eq!(batcher.queued(), (0, 0));
+        assert_eq!(batcher.queued(), Total { entries: 0, cost: 0, bytes: 0 });
         submission.take()
     });
     assert_eq!(batcher.submit(lazy), [Err(Rejection::QueueFull { limit: 0 })]);
@@ -175,7 +182,7 @@ fn cost_shape_and_priority_reach_the_scheduler() {
         with(5, 4, 0, Priority::Normal),
     ]);
     assert_eq!(answers[3], Err(Rejection::NeverFits { cost: 11, limit: 10 }));
-    assert_eq!(bench.batcher.queued(), (4, 16));
+    assert_eq!(bench.batcher.queued(), Total { entries: 4, cost: 16, bytes: 0 });
     let batches: Vec<_> = (0..3).map(|_| inputs(&bench.job())).collect();
     assert_eq!(batches, [vec![3], vec![1], vec![2, 5]]);
 }
@@ -188,10 +195,10 @@ fn an_ended_batch_is_reported_with_its_size_cost_and_waits() {
     bench.submit(2, None);
     bench.clock.advance(SECOND);
     let job = bench.job();
-    bench.batcher.complete(INSTANCE, job, tenfold(&[1, 2]), 4 * SECOND);
+    bench.batcher.complete(INSTANCE, job, tenfold(&[1, 2]), 4 * SECOND, None);
     assert_eq!(*bench.memory.batches.lock().unwrap(), [(2, 8, vec![3 * SECOND, SECOND], true)]);
-    bench.submit(3, None);
-    assert_eq!(bench.batcher.predicted_drain(), Some(SECOND), "2 s an entry, two instances");
+    bench.batcher.submit([Submission { cost: 7, ..bench.inbox.request(3) }, bench.inbox.request(4)]);
+    assert_eq!(bench.batcher.predicted_drain(), Some(2 * SECOND), "4 s a batch of two, two instances");
 }
 
 #[test]
@@ -204,7 +211,7 @@ fn an_aborted_batcher_answers_all_at_once_and_runs_nothing_more() {
     assert_eq!(bench.inbox.take(2), [(1, Err(Failure::ClosedRunning)), (2, Err(Failure::ClosedInQueue))]);
     assert!(bench.batcher.next(INSTANCE).is_none());
     assert!(!bench.batcher.expire(), "the timer ends");
-    bench.batcher.complete(INSTANCE, running, tenfold(&[1]), SECOND);
+    bench.batcher.complete(INSTANCE, running, tenfold(&[1]), SECOND, None);
     assert_eq!(bench.batcher.submit(bench.inbox.requests([3])), [Err(Rejection::Draining)]);
     assert!(bench.batcher.remembers_nothing());
     assert_eq!(bench.inbox.rest(), []);
@@ -232,7 +239,7 @@ fn every_call_is_logged_with_its_answer_and_replays() {
     let job = bench.job();
     bench.clock.advance(SECOND);
     bench.batcher.expire();
-    bench.batcher.complete(INSTANCE, job, tenfold(&[1, 2]), SECOND);
+    bench.batcher.complete(INSTANCE, job, tenfold(&[1, 2]), SECOND, None);
     let cancelled = bench.submit(3, None);
     bench.batcher.cancel(cancelled);
     bench.batcher.cancel(cancelled);
@@ -251,6 +258,7 @@ fn every_call_is_logged_with_its_answer_and_replays() {
         Event::Complete { verdicts, .. } => format!("complete {verdicts:?}"),
         Event::Cancel { ticket, .. } => format!("cancel {}", ticket.0),
         Event::Drain => "drain".to_owned(),
+        Event::ResetBreaker => "reset".to_owned(),
     };
     let expected = [
         "start".to_owned(),

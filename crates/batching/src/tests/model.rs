@@ -11,8 +11,8 @@ use super::properties::Op;
 use crate::replay::Event;
 use crate::scheduler::Batch;
 use crate::{
-    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Rejection, Scheduler, SchedulerConfig,
-    ShapeKey, Ticket, Time, Verdict,
+    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Outcome, Rejection, Scheduler,
+    SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
 };
 
 pub(super) type Checked = Result<(), TestCaseError>;
@@ -77,7 +77,9 @@ impl World {
                 let deadline = timeout.map(|timeout| now + Duration::from_nanos(timeout));
                 let ticket = Ticket(self.admitted);
                 let shape = ShapeKey(shape);
-                self.submit(Entry { ticket, cost, shape, priority, deadline, arrived: now })?;
+                let entry =
+                    Entry { ticket, cost, shape, priority, deadline, arrived: now, ..Entry::default() };
+                self.submit(entry)?;
             }
             Op::Cancel(which) if self.admitted > 0 => {
                 self.cancel(Ticket(which.index(self.admitted as usize) as u64))?;
@@ -99,8 +101,8 @@ impl World {
 
     fn check_totals(&self) -> Checked {
         let waiting: Vec<_> = self.waiting.iter().collect();
-        prop_assert_eq!(self.scheduler.queued(), waiting.len(), "entries queued");
-        prop_assert_eq!(self.scheduler.queued_cost(), cost(&waiting), "cost queued");
+        prop_assert_eq!(self.scheduler.queued().entries, waiting.len(), "entries queued");
+        prop_assert_eq!(self.scheduler.queued().cost, cost(&waiting), "cost queued");
         prop_assert!(waiting.len() <= self.config.max_queue_size as usize, "the queue is over its bound");
         prop_assert!(
             cost(&waiting) <= self.config.max_queue_cost.unwrap_or(u64::MAX),
@@ -135,7 +137,7 @@ impl World {
         let costs = self.config.max_queue_cost.filter(|&limit| queued + u64::from(entry.cost) > limit);
         let mut reasons = Vec::new();
         reasons.extend(self.draining.then_some(Rejection::Draining));
-        reasons.extend(never.map(|limit| Rejection::NeverFits { cost: entry.cost, limit }));
+        reasons.extend(never.map(|limit| Rejection::NeverFits { cost: entry.cost.into(), limit }));
         reasons.extend(due(&entry, self.now).then_some(Rejection::DeadlinePassed));
         reasons.extend((self.waiting.len() >= size as usize).then_some(Rejection::QueueFull { limit: size }));
         reasons.extend(costs.map(|limit| Rejection::QueueCostFull { cost: entry.cost, queued, limit }));
@@ -179,7 +181,8 @@ impl World {
 
     fn complete(&mut self, instance: InstanceId, completed: bool) -> Checked {
         let Some((batch, entries)) = self.running.remove(&instance) else { return Ok(()) };
-        let report = BatchReport { completed, busy: Duration::from_nanos(1) };
+        let outcome = if completed { Outcome::Completed } else { Outcome::Failed };
+        let report = BatchReport { outcome, busy: Duration::from_nanos(1), peak_bytes: None };
         let verdicts = self.scheduler.complete(self.now, batch, report);
         self.log.push(Event::Complete { now: self.now, batch, report, verdicts: verdicts.clone() });
         let verdict = if completed { Verdict::Completed } else { Verdict::Failed };
@@ -191,12 +194,12 @@ impl World {
 
     /// A free instance asks; says what it was told to wait for, if anything.
     pub(super) fn plan(&mut self, instance: InstanceId) -> Result<Option<Time>, TestCaseError> {
-        let planned = self.scheduler.plan(self.now, instance);
+        let planned = self.scheduler.plan(self.now, instance, u64::MAX);
         let batch = match &planned.next {
             Next::Run(batch) => Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect())),
             Next::Idle | Next::WaitUntil(_) => None,
         };
-        self.log.push(Event::Plan { now: self.now, instance, batch });
+        self.log.push(Event::Plan { now: self.now, instance, free: u64::MAX, batch });
         self.check_expired(&planned.resolved)?;
         match planned.next {
             Next::Idle => {

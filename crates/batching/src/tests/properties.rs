@@ -63,6 +63,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
             max_wait: Duration::from_nanos(wait),
             max_queue_size: queue,
             max_queue_cost: queue_cost,
+            ..SchedulerConfig::default()
         })
 }
 
@@ -94,7 +95,7 @@ fn line(event: &Event) -> String {
             rejection.as_ref().map_or(String::new(), |why| format!(": refused, {why}")),
         ),
         Event::Cancel { now, ticket } => format!("{:3} cancel #{}", now.as_nanos(), ticket.0),
-        Event::Plan { now, instance, batch } => match batch {
+        Event::Plan { now, instance, batch, .. } => match batch {
             None => format!("{:3} plan {}: no batch", now.as_nanos(), instance.0),
             Some((batch, tickets)) => {
                 let tickets = list(&mut tickets.iter().map(|ticket| format!("#{}", ticket.0)));
@@ -106,6 +107,7 @@ fn line(event: &Event) -> String {
         }
         Event::Expire { now, verdicts } => format!("{:3} expire: {}", now.as_nanos(), judged(verdicts)),
         Event::Drain => "    drain".to_owned(),
+        Event::ResetBreaker => "    reset the breaker".to_owned(),
     }
 }
 
@@ -126,7 +128,7 @@ fn tampered(event: &Event) -> Option<Event> {
                 verdicts.push((Ticket(0), Verdict::Completed));
             }
         }
-        Event::Start { .. } | Event::Cancel { .. } | Event::Drain => return None,
+        Event::Start { .. } | Event::Cancel { .. } | Event::Drain | Event::ResetBreaker => return None,
     }
     Some(event)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::replay::{Divergence, Event, Replayed, replay};
 use crate::{
-    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Priority, Rejection, Scheduler,
+    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Outcome, Priority, Rejection, Scheduler,
     SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
 };
 
@@ -16,10 +16,9 @@ fn config(mode: Mode, dispatch: Dispatch) -> SchedulerConfig {
         mode,
         dispatch,
         max_batch_size: 4,
-        max_batch_cost: None,
         max_wait: Duration::from_nanos(WAIT),
         max_queue_size: 100,
-        max_queue_cost: None,
+        ..SchedulerConfig::default()
     }
 }
 
@@ -40,14 +39,7 @@ fn at(tick: u64) -> Time {
 }
 
 fn entry(ticket: u64, arrived: u64) -> Entry {
-    Entry {
-        ticket: Ticket(ticket),
-        cost: 1,
-        shape: ShapeKey(0),
-        priority: Priority::Normal,
-        deadline: None,
-        arrived: at(arrived),
-    }
+    Entry { ticket: Ticket(ticket), cost: 1, arrived: at(arrived), ..Entry::default() }
 }
 
 fn urgent(ticket: u64, priority: Priority, deadline: Option<u64>) -> Entry {
@@ -65,18 +57,19 @@ fn with(config: SchedulerConfig, entries: impl IntoIterator<Item = Entry>) -> Sc
 
 /// The tickets of the batch that a free instance is given; what else it is told fails the test.
 fn run(scheduler: &mut Scheduler, tick: u64) -> (BatchId, Vec<u64>) {
-    match scheduler.plan(at(tick), INSTANCE).next {
+    match scheduler.plan(at(tick), INSTANCE, u64::MAX).next {
         Next::Run(batch) => (batch.id, batch.entries.iter().map(|entry| entry.ticket.0).collect()),
         next => panic!("no batch at {tick}: {next:?}"),
     }
 }
 
 fn next(scheduler: &mut Scheduler, tick: u64) -> Next {
-    scheduler.plan(at(tick), INSTANCE).next
+    scheduler.plan(at(tick), INSTANCE, u64::MAX).next
 }
 
 fn report(completed: bool, busy: u64) -> BatchReport {
-    BatchReport { completed, busy: Duration::from_nanos(busy) }
+    let outcome = if completed { Outcome::Completed } else { Outcome::Failed };
+    BatchReport { outcome, busy: Duration::from_nanos(busy), peak_bytes: None }
 }
 
 #[test]
@@ -218,7 +211,7 @@ fn the_queue_is_bounded_in_entries_and_frees_a_place_when_one_leaves() {
     let config = SchedulerConfig { max_queue_size: 2, max_batch_size: 1, ..eager() };
     let mut scheduler = with(config, [entry(0, 0), entry(1, 0)]);
     assert_eq!(scheduler.submit(at(0), entry(2, 0)), Err(Rejection::QueueFull { limit: 2 }));
-    assert_eq!(scheduler.queued(), 2);
+    assert_eq!(scheduler.queued().entries, 2);
     run(&mut scheduler, 0);
     assert_eq!(scheduler.submit(at(0), entry(3, 0)), Ok(()));
     assert!(scheduler.cancel(at(0), Ticket(3)));
@@ -230,11 +223,11 @@ fn the_queue_is_bounded_in_cost_and_frees_it_when_an_entry_leaves() {
     let costly = |ticket, cost| Entry { cost, ..entry(ticket, 0) };
     let config = SchedulerConfig { max_queue_cost: Some(10), max_batch_size: 1, ..eager() };
     let mut scheduler = with(config, [costly(0, 6), costly(1, 4)]);
-    assert_eq!(scheduler.queued_cost(), 10);
+    assert_eq!(scheduler.queued().cost, 10);
     let full = Rejection::QueueCostFull { cost: 1, queued: 10, limit: 10 };
     assert_eq!(scheduler.submit(at(0), costly(2, 1)), Err(full));
     run(&mut scheduler, 0);
-    assert_eq!(scheduler.queued_cost(), 4);
+    assert_eq!(scheduler.queued().cost, 4);
     assert_eq!(scheduler.submit(at(0), costly(3, 6)), Ok(()));
 }
 
@@ -296,7 +289,7 @@ fn a_queued_entry_expires_at_its_deadline_and_never_runs() {
 #[test]
 fn planning_expires_what_is_due_instead_of_running_it() {
     let mut scheduler = with(eager(), [urgent(0, Priority::Normal, Some(20))]);
-    let planned = scheduler.plan(at(20), INSTANCE);
+    let planned = scheduler.plan(at(20), INSTANCE, u64::MAX);
     assert_eq!(planned.resolved, [(Ticket(0), Verdict::ExpiredInQueue)]);
     assert_eq!(planned.next, Next::Idle);
     assert!(scheduler.remembers_nothing());
@@ -361,31 +354,28 @@ fn a_drain_refuses_new_work_and_runs_what_waits_without_waiting_for_company() {
 }
 
 #[test]
-fn a_drain_is_predicted_from_the_rate_of_recent_batches() {
-    let mut scheduler = with(eager(), (0..4).map(|ticket| entry(ticket, 0)));
-    assert_eq!(scheduler.predicted_drain(1), None, "nothing has run yet");
-    let (batch, _) = run(&mut scheduler, 0);
-    scheduler.complete(at(400), batch, report(true, 400));
-    assert_eq!(scheduler.predicted_drain(1), Some(Duration::ZERO));
-    for ticket in 4..10 {
-        scheduler.submit(at(400), entry(ticket, 400)).unwrap();
+fn a_drain_is_predicted_from_the_cost_of_recent_batches() {
+    for (instances, drain) in [(1, 800), (2, 400)] {
+        let config = SchedulerConfig { instances, ..eager() };
+        let mut scheduler = with(config, (0..4).map(|ticket| entry(ticket, 0)));
+        assert_eq!(scheduler.predicted_drain(at(0)), None, "nothing has run yet");
+        let (batch, _) = run(&mut scheduler, 0);
+        scheduler.complete(at(400), batch, report(true, 400));
+        assert_eq!(scheduler.predicted_drain(at(400)), Some(Duration::ZERO));
+        for ticket in 4..12 {
+            scheduler.submit(at(400), entry(ticket, 400)).unwrap();
+        }
+        assert_eq!(scheduler.predicted_drain(at(400)), Some(Duration::from_nanos(drain)));
     }
-    assert_eq!(scheduler.predicted_drain(1), Some(Duration::from_nanos(600)));
-    assert_eq!(scheduler.predicted_drain(2), Some(Duration::from_nanos(300)));
-    assert_eq!(scheduler.predicted_drain(0), Some(Duration::from_nanos(600)), "as for one");
-
-    // Twice as slow once: a fifth of the difference.
-    let (batch, _) = run(&mut scheduler, 400);
-    scheduler.complete(at(1_200), batch, report(true, 800));
-    assert_eq!(scheduler.predicted_drain(1), Some(Duration::from_nanos(2 * 120)));
 }
 
 #[test]
-fn a_drain_longer_than_any_duration_is_predicted_as_the_longest() {
-    let mut scheduler = with(SchedulerConfig { max_batch_size: 1, ..eager() }, (0..9).map(|t| entry(t, 0)));
+fn a_drain_counts_what_a_running_batch_still_needs() {
+    let mut scheduler = with(eager(), (0..12).map(|ticket| entry(ticket, 0)));
     let (batch, _) = run(&mut scheduler, 0);
-    scheduler.complete(at(1), batch, BatchReport { completed: true, busy: Duration::MAX });
-    assert_eq!(scheduler.predicted_drain(1), Some(Duration::MAX));
+    scheduler.complete(at(400), batch, report(true, 400));
+    run(&mut scheduler, 400);
+    assert_eq!(scheduler.predicted_drain(at(500)), Some(Duration::from_nanos(300 + 400)));
 }
 
 fn start() -> Event {
@@ -398,7 +388,7 @@ fn submitted(ticket: u64) -> Event {
 
 fn planned(batch: u64, tickets: &[u64]) -> Event {
     let tickets = tickets.iter().map(|&ticket| Ticket(ticket)).collect();
-    Event::Plan { now: at(0), instance: INSTANCE, batch: Some((BatchId(batch), tickets)) }
+    Event::Plan { now: at(0), instance: INSTANCE, free: u64::MAX, batch: Some((BatchId(batch), tickets)) }
 }
 
 #[test]

@@ -103,7 +103,11 @@ fn round(seed: u64, tally: &mut Tally) {
         Plain(move |inputs: &[u64]| -> Results {
             let again = inputs.iter().filter(|input| !ran.lock().unwrap().insert(**input)).count();
             twice.fetch_add(again as u32, Ordering::SeqCst);
-            if inputs[0] % 50 == 7 { Err(ModelError("a bad batch".to_owned())) } else { tenfold(inputs) }
+            if inputs[0] % 50 == 7 {
+                Err(ModelError("a bad batch".to_owned()).into())
+            } else {
+                tenfold(inputs)
+            }
         })
     };
     let instances = Instances::spawn("stress", Arc::clone(&batcher), (0..3).map(model).collect()).unwrap();

@@ -9,8 +9,8 @@ use crate::batcher::BatchRecord;
 use crate::replay::Event;
 use crate::time::{Clock, MonotonicClock, Time};
 use crate::{
-    Batcher, Dispatch, Failure, InstanceId, Mode, Model, ModelError, Observer, Priority, Reply,
-    SchedulerConfig, ShapeKey, Submission,
+    BatchResults, Batcher, ClientId, Failure, InstanceId, Model, ModelError, Observer, Outcome, Priority,
+    Reply, SchedulerConfig, ShapeKey, Submission,
 };
 
 /// How long a test waits for an event before it fails; reached only by a bug.
@@ -27,18 +27,10 @@ pub(super) fn until(holds: impl Fn() -> bool) {
 }
 
 pub(super) type Answer = Result<u64, Failure>;
-pub(super) type Results = Result<Vec<Result<u64, ModelError>>, ModelError>;
+pub(super) type Results = BatchResults<u64>;
 
 pub(super) fn eager(max_batch_size: u32) -> SchedulerConfig {
-    SchedulerConfig {
-        mode: Mode::Dynamic,
-        dispatch: Dispatch::Eager,
-        max_batch_size,
-        max_batch_cost: None,
-        max_wait: HOUR,
-        max_queue_size: 10_000,
-        max_queue_cost: None,
-    }
+    SchedulerConfig { max_batch_size, max_wait: HOUR, max_queue_size: 10_000, ..SchedulerConfig::default() }
 }
 
 #[derive(Default)]
@@ -72,7 +64,7 @@ impl Observer for Memory {
     }
 
     fn batch_ended(&self, record: &BatchRecord<'_>) {
-        let ended = (record.size, record.cost, record.waits.to_vec(), record.completed);
+        let ended = (record.size, record.cost, record.waits.to_vec(), record.outcome == Outcome::Completed);
         self.batches.lock().unwrap().push(ended);
     }
 
@@ -82,17 +74,29 @@ impl Observer for Memory {
 }
 
 /// A batcher on the machine's clock.
-pub(super) fn batcher(config: SchedulerConfig, instances: usize) -> (Arc<Batcher<u64, u64>>, Arc<Memory>) {
+pub(super) fn batcher(config: SchedulerConfig, instances: u32) -> (Arc<Batcher<u64, u64>>, Arc<Memory>) {
     let memory = Arc::new(Memory::default());
     let clock = Arc::new(MonotonicClock::default());
-    (Arc::new(Batcher::new(config, instances, clock, Arc::clone(&memory) as _, true)), memory)
+    (
+        Arc::new(Batcher::new(
+            SchedulerConfig { instances, ..config },
+            None,
+            clock,
+            Arc::clone(&memory) as _,
+            true,
+        )),
+        memory,
+    )
 }
 
 /// A request for `input` that is answered with `reply`.
 pub(super) fn request(input: u64, reply: Reply<u64>) -> Submission<u64, u64> {
     Submission {
         input: Arc::new(input),
+        client: ClientId(0),
         cost: 1,
+        seq_len: 0,
+        bytes: 0,
         shape: ShapeKey(0),
         priority: Priority::Normal,
         timeout: None,
@@ -187,7 +191,7 @@ impl Model for Led {
 
     fn run(&mut self, inputs: &[Arc<u64>]) -> Results {
         self.given.send(inputs.iter().map(|input| **input).collect()).unwrap();
-        self.orders.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(ModelError("left alone".to_owned())))
+        self.orders.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(ModelError("left alone".to_owned()).into()))
     }
 }
 

@@ -134,7 +134,7 @@ fn a_batch_that_fails_tells_everyone_the_models_words_and_the_next_one_runs() {
     let inbox = Inbox::new();
     batcher.submit(inbox.requests([1, 2]));
     assert_eq!(lead.given(), [1, 2]);
-    lead.finish(Err(ModelError("out of memory".to_owned())));
+    lead.finish(Err(ModelError("out of memory".to_owned()).into()));
     assert_eq!(inbox.take(2), [(1, failed("out of memory")), (2, failed("out of memory"))]);
     batcher.submit(inbox.requests([3]));
     lead.given();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use trustformers_batching::{Model, ModelError};
+use trustformers_batching::{BatchResults, Model, ModelError};
 
 use super::{DynModel, Input, Loaded, Output, Signature};
 use crate::tensor::{DType, TensorSpec};
@@ -48,7 +48,7 @@ impl Model for Delay {
     type Input = Input;
     type Output = Output;
 
-    fn run(&mut self, inputs: &[Arc<Input>]) -> Result<Vec<Result<Output, ModelError>>, ModelError> {
+    fn run(&mut self, inputs: &[Arc<Input>]) -> BatchResults<Output> {
         let started = Instant::now();
         let items = u32::try_from(inputs.len()).unwrap_or(u32::MAX);
         wait_until(started + self.batch.saturating_add(self.item.saturating_mul(items)));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use tch::{Device, Tensor};
-use trustformers_batching::{Model, ModelError};
+use trustformers_batching::{BatchResults, Model, ModelError};
 
 use super::{DynModel, Input, Loaded, Output, Signature};
 use crate::tensor::{HostTensor, TensorSpec};
@@ -204,7 +204,7 @@ impl Model for TorchScript {
     type Input = Input;
     type Output = Output;
 
-    fn run(&mut self, inputs: &[Arc<Input>]) -> Result<Vec<Result<Output, ModelError>>, ModelError> {
+    fn run(&mut self, inputs: &[Arc<Input>]) -> BatchResults<Output> {
         let items: Vec<&[HostTensor]> = inputs
             .iter()
             .map(|input| match &**input {

@@ -198,6 +198,7 @@ impl BatchingSettings {
             max_wait: self.max_wait_time,
             max_queue_size: self.max_queue_size,
             max_queue_cost: self.max_queue_tokens,
+            ..SchedulerConfig::default()
         }
     }
 }
@@ -424,6 +425,7 @@ mod tests {
                 max_wait: Duration::from_millis(3),
                 max_queue_size: 4,
                 max_queue_cost: Some(6),
+                ..SchedulerConfig::default()
             }
         );
     }

@@ -188,7 +188,7 @@ fn read_batching(s: &mut Section<'_>) -> BatchingSettings {
     let mode = s.read("mode", &choice(MODES), Mode::Dynamic);
     let dispatch = match mode {
         Mode::Fixed => Dispatch::Window,
-        Mode::Dynamic => Dispatch::Eager,
+        Mode::Dynamic | Mode::Adaptive => Dispatch::Eager,
     };
     let settings = BatchingSettings {
         mode,

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
+use trustformers_batching::queue::Total;
 
 use super::error::{ApiError, Code};
 use crate::app::App;
@@ -25,13 +26,13 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
         .registry
         .versions()
         .map(|version| {
-            let (queued, queued_cost) = version.ready().map_or((0, 0), |running| running.queued());
+            let queued = version.ready().map_or_else(Total::default, |running| running.queued());
             let mut entry = json!(version.metrics().stats());
             entry["name"] = json!(version.model());
             entry["version"] = json!(version.name());
             entry["state"] = json!(version.state().name());
-            entry["queued"] = json!(queued);
-            entry["queued_tokens"] = json!(queued_cost);
+            entry["queued"] = json!(queued.entries);
+            entry["queued_tokens"] = json!(queued.cost);
             entry
         })
         .collect();
@@ -44,6 +45,6 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
 
 fn refresh(app: &App) {
     for version in app.registry.versions() {
-        version.metrics().refresh(version.ready().map_or(0, |running| running.queued().0));
+        version.metrics().refresh(version.ready().map_or(0, |running| running.queued().entries));
     }
 }

@@ -23,7 +23,9 @@ pub enum Code {
     UnsupportedMediaType,
     InvalidInput,
     QueueFull,
+    Overloaded,
     ModelFailed,
+    BreakerOpen,
     ModelNotReady,
     ShuttingDown,
     DeadlineExceeded,
@@ -31,7 +33,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for tests and documentation.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 16] = [
         Code::MalformedRequest,
         Code::ModelNotFound,
         Code::VersionNotFound,
@@ -42,7 +44,9 @@ impl Code {
         Code::UnsupportedMediaType,
         Code::InvalidInput,
         Code::QueueFull,
+        Code::Overloaded,
         Code::ModelFailed,
+        Code::BreakerOpen,
         Code::ModelNotReady,
         Code::ShuttingDown,
         Code::DeadlineExceeded,
@@ -61,6 +65,8 @@ impl Code {
             Code::UnsupportedMediaType => ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
             Code::InvalidInput => ("invalid_input", StatusCode::UNPROCESSABLE_ENTITY),
             Code::QueueFull => ("queue_full", StatusCode::TOO_MANY_REQUESTS),
+            Code::Overloaded => ("overloaded", StatusCode::TOO_MANY_REQUESTS),
+            Code::BreakerOpen => ("breaker_open", StatusCode::SERVICE_UNAVAILABLE),
             Code::ModelFailed => ("model_failed", StatusCode::INTERNAL_SERVER_ERROR),
             Code::ModelNotReady => ("model_not_ready", StatusCode::SERVICE_UNAVAILABLE),
             Code::ShuttingDown => ("shutting_down", StatusCode::SERVICE_UNAVAILABLE),
@@ -107,15 +113,21 @@ impl ApiError {
     /// What a refused submission tells its client; `drain` is how long the queue will take.
     pub fn rejected(rejection: &Rejection, drain: Option<Duration>) -> Self {
         let code = match rejection {
-            Rejection::QueueFull { .. } | Rejection::QueueCostFull { .. } => Code::QueueFull,
-            Rejection::NeverFits { .. } => Code::InvalidInput,
-            Rejection::DeadlinePassed => Code::DeadlineExceeded,
+            Rejection::QueueFull { .. }
+            | Rejection::QueueCostFull { .. }
+            | Rejection::QueueBytesFull { .. } => Code::QueueFull,
+            Rejection::Overloaded { .. } => Code::Overloaded,
+            Rejection::NeverFits { .. } | Rejection::NeverFitsMemory { .. } => Code::InvalidInput,
+            Rejection::DeadlinePassed | Rejection::DeadlineUnmeetable { .. } => Code::DeadlineExceeded,
+            Rejection::BreakerOpen { .. } => Code::BreakerOpen,
             Rejection::Draining => Code::ModelNotReady,
         };
         let mut error = Self::new(code, rejection.to_string());
-        if code == Code::QueueFull {
-            error.retry_after = Some(drain.unwrap_or_default());
-        }
+        error.retry_after = match rejection {
+            Rejection::BreakerOpen { retry_after } => Some(*retry_after),
+            _ if code == Code::QueueFull || code == Code::Overloaded => Some(drain.unwrap_or_default()),
+            _ => None,
+        };
         error
     }
 
@@ -154,6 +166,7 @@ impl ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let code = match failure {
+            Failure::NeverFits => Code::InvalidInput,
             Failure::ExpiredInQueue | Failure::ExpiredRunning => Code::DeadlineExceeded,
             // Not `ShuttingDown`, which says that trying again is safe: the model may have done its work.
             Failure::Model(_) | Failure::ClosedRunning => Code::ModelFailed,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trustformers_batching::{Batcher, Instances, MonotonicClock};
+use trustformers_batching::{Batcher, Instances, MonotonicClock, SchedulerConfig};
 
 use super::event_log::EventLog;
 use super::running::{Running, Watcher};
@@ -39,8 +39,11 @@ pub(super) fn load(
     let log_events = log.is_some();
     let reads_text = matches!(loaded.signature, Signature::Text { .. });
     let batcher = Arc::new(Batcher::new(
-        settings.batching.scheduler_config(),
-        loaded.instances.len(),
+        SchedulerConfig {
+            instances: u32::try_from(loaded.instances.len()).unwrap_or(u32::MAX),
+            ..settings.batching.scheduler_config()
+        },
+        None,
         Arc::new(MonotonicClock::default()),
         Arc::new(Watcher { metrics: Arc::clone(metrics), reads_text, log }),
         log_events,

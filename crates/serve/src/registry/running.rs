@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use trustformers_batching::batcher::BatchRecord;
+use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Submission, Ticket,
+    Batcher, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Submission,
+    Ticket,
 };
 
 use super::event_log::EventLog;
@@ -81,8 +83,8 @@ impl Running {
         Self { signature, load_time, device, threads, metrics, batcher, instances }
     }
 
-    /// Requests that wait, and their summed cost.
-    pub fn queued(&self) -> (usize, u64) {
+    /// Requests that wait.
+    pub fn queued(&self) -> Total {
         self.batcher.queued()
     }
 
@@ -113,7 +115,10 @@ impl Running {
             let gathering = Arc::clone(&gathering);
             Submission {
                 input: Arc::clone(input),
+                client: ClientId::default(),
                 cost: cost(input),
+                seq_len: 0,
+                bytes: 0,
                 shape: shape_key(input),
                 priority,
                 timeout: Some(timeout),

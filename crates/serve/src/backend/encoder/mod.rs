@@ -15,7 +15,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 use tch::{Device, TchError};
-use trustformers_batching::{Model, ModelError};
+use trustformers_batching::{BatchError, BatchResults, Model, ModelError};
 
 mod bert;
 mod config;
@@ -103,6 +103,12 @@ const GPU_ROWS: usize = 32_768;
 const WARM_UP_TEXT: &str =
     "A sentence of about twenty tokens, which is as long as most of those that will come later.";
 
+fn reason(error: BatchError) -> ModelError {
+    match error {
+        BatchError::Failed(error) | BatchError::OutOfMemory(error) => error,
+    }
+}
+
 fn warm_up(encoders: &mut [Encoder], options: &EncoderOptions) -> Result<(), EncoderError> {
     let failed = |error: String| EncoderError::WarmUp(error);
     let Some(first) = encoders.first() else { return Ok(()) };
@@ -114,7 +120,7 @@ fn warm_up(encoders: &mut [Encoder], options: &EncoderOptions) -> Result<(), Enc
             for encoder in encoders {
                 for _ in 0..options.warmup {
                     for size in [1, options.warmup_batch_size.max(1)] {
-                        for result in encoder.run(&vec![Arc::clone(&input); size])? {
+                        for result in encoder.run(&vec![Arc::clone(&input); size]).map_err(reason)? {
                             result?;
                         }
                     }
@@ -179,7 +185,7 @@ impl Model for Encoder {
     type Input = Input;
     type Output = Output;
 
-    fn run(&mut self, inputs: &[Arc<Input>]) -> Result<Vec<Result<Output, ModelError>>, ModelError> {
+    fn run(&mut self, inputs: &[Arc<Input>]) -> BatchResults<Output> {
         self.set_threads();
         let _inference = InferenceMode::enter();
         let (mut places, mut sequences) = (Vec::new(), Vec::new());

@@ -72,7 +72,7 @@ fn values(tensor: &HostTensor) -> Vec<f32> {
 
 fn run(model: &mut DynModel, items: &[Vec<HostTensor>]) -> Result<Vec<Output>, ModelError> {
     let inputs: Vec<_> = items.iter().map(|item| Arc::new(Input::Tensors(item.clone()))).collect();
-    model.run(&inputs)?.into_iter().collect()
+    model.run(&inputs).map_err(|error| ModelError(error.to_string()))?.into_iter().collect()
 }
 
 fn load_one(options: &TorchScriptOptions) -> (DynModel, Vec<TensorSpec>) {

@@ -1,0 +1,293 @@
+//! The request-level scheduler: who waits, who leaves together, who is answered without running.
+
+mod admission;
+mod config;
+mod isolation;
+mod planning;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::admission::Rejection;
+pub use self::config::{Isolation, SchedulerConfig};
+pub use self::isolation::Outcome;
+use self::isolation::Retry;
+pub use self::planning::{Batch, Next, Planned};
+use crate::breaker::{Breaker, BreakerState};
+use crate::bucket::Buckets;
+use crate::cost_model::CostModel;
+use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
+use crate::hash::FastMap;
+use crate::load::{Arrivals, Utilization};
+use crate::memory::MemoryModel;
+use crate::order::Order;
+use crate::padding::Splitter;
+use crate::policy::Mode;
+use crate::policy::adaptive::Adaptive;
+use crate::queue::{Queue, Total};
+use crate::time::Time;
+
+/// How an entry ended; the holder of the payloads answers its caller accordingly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Its batch ran: the caller gets the model's own result for it.
+    Completed,
+    /// Its batch failed, and it will not run again: the caller gets the batch's error.
+    Failed,
+    /// It needs more memory than a batch may, as was learned while it waited.
+    NeverFits,
+    /// Its deadline passed while it waited.
+    ExpiredInQueue,
+    /// Its deadline passed while its batch ran, or before it ran again.
+    ExpiredRunning,
+}
+
+/// What an instance reports of its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long the model ran.
+    pub busy: Duration,
+    /// The most bytes that the batch had allocated at once, where that is known.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Where an entry with a verdict outstanding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Queued,
+    /// In a batch that runs, or in part of a failed one that will run again.
+    Taken,
+}
+
+#[derive(Debug)]
+struct Running {
+    instance: InstanceId,
+    key: GroupKey,
+    entries: Vec<Entry>,
+    /// Padded tokens, or items where nothing is padded and all cost 1.
+    elements: u64,
+    started: Time,
+    predicted: Option<Duration>,
+}
+
+/// The state machine: every call takes `now`, and none blocks.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    queue: Queue,
+    /// Entries taken from the queue that still owe their callers a verdict, with their deadlines.
+    owed: FastMap<Ticket, Time>,
+    /// Deadlines of queued and owed entries, soonest first: expiry must not search the queue.
+    deadlines: Order,
+    running: BTreeMap<BatchId, Running>,
+    retries: VecDeque<Retry>,
+    next_batch: u64,
+    draining: bool,
+    costs: CostModel,
+    arrivals: Arrivals,
+    utilization: Utilization,
+    /// Batches that completed.
+    batches: u64,
+    adaptive: Option<Adaptive>,
+    buckets: Buckets,
+    splitter: Splitter,
+    memory: MemoryModel,
+    breaker: Option<Breaker>,
+}
+
+impl Scheduler {
+    /// An empty scheduler.
+    pub fn new(config: SchedulerConfig) -> Self {
+        let adaptive = (config.mode == Mode::Adaptive).then(|| {
+            Adaptive::new(config.adaptive.clone(), config.max_batch_size, config.max_wait, config.latency_slo)
+        });
+        Self {
+            queue: Queue::new(config.ageing),
+            owed: FastMap::default(),
+            deadlines: Order::default(),
+            running: BTreeMap::new(),
+            retries: VecDeque::new(),
+            next_batch: 0,
+            draining: false,
+            costs: CostModel::default(),
+            arrivals: Arrivals::default(),
+            utilization: Utilization::new(config.instances),
+            batches: 0,
+            adaptive,
+            buckets: Buckets::new(config.buckets.clone()),
+            splitter: Splitter::default(),
+            memory: MemoryModel::new(config.memory_limit, config.bytes_per_element),
+            breaker: config.breaker.clone().map(Breaker::new),
+            config,
+        }
+    }
+
+    /// The limits and the policy it was made with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// All that waits to run for the first time.
+    pub fn queued(&self) -> Total {
+        self.queue.total()
+    }
+
+    /// Whether a free instance may find anything to do, now or later.
+    pub fn has_work(&self) -> bool {
+        self.queue.total().entries > 0 || !self.retries.is_empty()
+    }
+
+    /// Most entries in a batch at present.
+    pub fn limit(&self) -> u32 {
+        self.adaptive.as_ref().map_or(self.config.max_batch_size, Adaptive::limit)
+    }
+
+    /// The longest wait for company at present.
+    pub fn max_wait(&self) -> Duration {
+        self.adaptive.as_ref().map_or(self.config.max_wait, Adaptive::max_wait)
+    }
+
+    /// How long batches take.
+    pub fn costs(&self) -> &CostModel {
+        &self.costs
+    }
+
+    /// What batches need of memory, and may have.
+    pub fn memory(&self) -> &MemoryModel {
+        &self.memory
+    }
+
+    /// Which lengths share a batch.
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// Whether the model is left alone because it failed; `None` without a breaker.
+    pub fn breaker(&self, now: Time) -> Option<BreakerState> {
+        self.breaker.as_ref().map(|breaker| breaker.state(now))
+    }
+
+    /// Lets requests in again, whatever happened before.
+    pub fn reset_breaker(&mut self) {
+        self.breaker.iter_mut().for_each(Breaker::reset);
+    }
+
+    /// Instances whose batch runs for longer than it may.
+    pub fn stalled(&self, now: Time) -> impl Iterator<Item = InstanceId> {
+        let limit = self.config.stall_after.unwrap_or(Duration::MAX);
+        self.running
+            .values()
+            .filter(move |batch| now.since(batch.started) > limit)
+            .map(|batch| batch.instance)
+    }
+
+    /// The soonest deadline of any live entry.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(deadline, _)| deadline)
+    }
+
+    /// Admits `entry`, whose ticket must be new, or says at once why not.
+    pub fn submit(&mut self, now: Time, mut entry: Entry) -> Result<(), Rejection> {
+        if !self.config.priorities {
+            entry.priority = Priority::Normal;
+        }
+        self.admit(now, &entry)?;
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.push((deadline, entry.ticket));
+        }
+        if entry.seq_len > 0 {
+            self.buckets.observe(entry.seq_len);
+        }
+        let key = self.group_of(&entry);
+        self.arrivals.arrived(now, key);
+        self.adaptive.iter_mut().for_each(|adaptive| adaptive.arrived(now, 1));
+        self.queue.push(key, entry);
+        Ok(())
+    }
+
+    /// Forgets an entry whose caller left. True when it was still queued, so that it will never run.
+    pub fn cancel(&mut self, _now: Time, ticket: Ticket) -> bool {
+        self.settle(ticket) == Some(Place::Queued)
+    }
+
+    /// Ends a batch. Entries that expired or were cancelled while it ran get no second verdict, those that
+    /// run again get theirs from another batch; when the breaker opens, what was to run again fails too.
+    pub fn complete(&mut self, now: Time, batch: BatchId, report: BatchReport) -> Vec<(Ticket, Verdict)> {
+        let Some(batch) = self.running.remove(&batch) else { return Vec::new() };
+        self.utilization.worked(now, report.busy);
+        if report.outcome == Outcome::Completed {
+            self.learn(now, &batch, &report);
+        }
+        self.judge(now, batch, report.outcome)
+    }
+
+    fn learn(&mut self, now: Time, batch: &Running, report: &BatchReport) {
+        let items = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
+        self.batches += 1;
+        self.costs.observe(batch.key, items, batch.elements, report.busy);
+        if let Some(peak) = report.peak_bytes {
+            self.memory.observe(batch.elements, peak);
+        }
+        if let Some(adaptive) = &mut self.adaptive {
+            let next = adaptive.limit() + 1;
+            let elements = batch.elements * u64::from(next) / u64::from(items.max(1));
+            adaptive.completed(now, report.busy, self.costs.overall(next, elements));
+        }
+    }
+
+    /// Ends entries whose deadline has passed, queued or running, and says when to call again.
+    pub fn expire(&mut self, now: Time) -> (Vec<(Ticket, Verdict)>, Option<Time>) {
+        (self.expire_due(now), self.next_deadline())
+    }
+
+    /// Takes no more work and lets what waits leave without waiting for company.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    fn expire_due(&mut self, now: Time) -> Vec<(Ticket, Verdict)> {
+        let mut expired = Vec::new();
+        while let Some((deadline, ticket)) = self.deadlines.first()
+            && deadline <= now
+        {
+            match self.settle(ticket) {
+                Some(Place::Queued) => expired.push((ticket, Verdict::ExpiredInQueue)),
+                Some(Place::Taken) => expired.push((ticket, Verdict::ExpiredRunning)),
+                // The front always lives; the loop must end even if it did not.
+                None => break,
+            }
+        }
+        expired
+    }
+
+    /// Ends an entry, which then has no further verdict and never runs; says where it was.
+    /// `None` when it had ended before.
+    fn settle(&mut self, ticket: Ticket) -> Option<Place> {
+        let (place, due) = match self.queue.remove(ticket) {
+            Some(entry) => {
+                self.breaker.iter_mut().for_each(|breaker| breaker.ended(ticket));
+                (Place::Queued, entry.due())
+            }
+            None => (Place::Taken, self.owed.remove(&ticket)?),
+        };
+        if due != Time::MAX {
+            let (queue, owed) = (&self.queue, &self.owed);
+            self.deadlines.removed(|ticket| queue.holds(ticket) || owed.contains_key(&ticket));
+        }
+        Some(place)
+    }
+
+    /// Whether it remembers nothing of any entry: what ended must leave no trace.
+    #[cfg(test)]
+    pub(crate) fn remembers_nothing(&self) -> bool {
+        self.queue.holds_nothing()
+            && self.owed.is_empty()
+            && self.deadlines.is_empty()
+            && self.running.is_empty()
+            && self.retries.is_empty()
+    }
+}

@@ -1,0 +1,206 @@
+//! What a free instance does next.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::admission::WELL_KNOWN;
+use super::isolation::Retry;
+use super::{Running, Scheduler, Verdict};
+use crate::bucket::{PaddingStrategy, padded};
+use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
+use crate::policy::{Outlook, Ripe, ripeness};
+use crate::time::Time;
+
+/// When to ask again if the device has no memory left for even one entry: other models free it.
+const ASK_FOR_MEMORY: Duration = Duration::from_millis(1);
+/// How many times the size of a batch the dynamic padding looks at for the cheapest split.
+const SPLIT_OVER: usize = 4;
+
+/// Entries that run together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Its name in [`Scheduler::complete`].
+    pub id: BatchId,
+    /// Its entries, most urgent first.
+    pub entries: Vec<Entry>,
+    /// The length that each entry is padded to; 0 where nothing is padded.
+    pub padded_len: u32,
+    /// Padded tokens, or the summed cost where nothing is padded.
+    pub elements: u64,
+    /// What it is expected to need; 0 where nothing is known.
+    pub bytes: u64,
+}
+
+/// What a free instance does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing waits: ask again after a submit.
+    Idle,
+    /// Something waits, but not for long enough: ask again then, or after a submit.
+    WaitUntil(Time),
+    /// Run this and report.
+    Run(Batch),
+}
+
+/// The answer to a free instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Entries that ended without running.
+    pub resolved: Vec<(Ticket, Verdict)>,
+    /// What the instance does.
+    pub next: Next,
+}
+
+impl Scheduler {
+    /// What `instance`, which is free, does next on a device with `free` bytes to spare.
+    pub fn plan(&mut self, now: Time, instance: InstanceId, free: u64) -> Planned {
+        let mut resolved = self.expire_due(now);
+        self.adaptive.iter_mut().for_each(|adaptive| adaptive.tick(now));
+        if let Some(Retry { key, entries }) = self.next_retry() {
+            return Planned { resolved, next: Next::Run(self.start(now, instance, key, entries)) };
+        }
+        let next = loop {
+            let (key, wake) = self.ripe(now);
+            let Some(key) = key else { break wake.map_or(Next::Idle, Next::WaitUntil) };
+            let entries = self.form_batch(now, key, free);
+            if !entries.is_empty() {
+                break Next::Run(self.start(now, instance, key, entries));
+            }
+            let Some(ticket) = self.outgrown(now, key) else { break Next::WaitUntil(now + ASK_FOR_MEMORY) };
+            self.settle(ticket);
+            resolved.push((ticket, Verdict::NeverFits));
+        };
+        Planned { resolved, next }
+    }
+
+    /// The group that leaves now, and when the next may.
+    fn ripe(&mut self, now: Time) -> (Option<GroupKey>, Option<Time>) {
+        let mut wake: Option<Time> = None;
+        let outlook = Outlook {
+            config: &self.config,
+            limit: self.limit(),
+            max_wait: self.max_wait(),
+            costs: (self.batches >= WELL_KNOWN).then_some(&self.costs),
+            arrivals: &self.arrivals,
+            busy_share: self.utilization.share(now),
+        };
+        let draining = self.draining;
+        let first = self.queue.first_of(now, |key, group| match ripeness(&outlook, key, group, now) {
+            Ripe::At(at) if !draining => {
+                wake = Some(wake.map_or(at, |wake| wake.min(at)));
+                false
+            }
+            Ripe::At(_) | Ripe::Now => true,
+        });
+        (first, wake)
+    }
+
+    /// The head of a group if no batch can hold it any more: batches turned out to need more than was
+    /// known when it was let in.
+    fn outgrown(&mut self, now: Time, key: GroupKey) -> Option<Ticket> {
+        let head = self.queue.head(key, now)?.clone();
+        self.memory.can_ever_fit(self.alone(&head)).is_err().then_some(head.ticket)
+    }
+
+    fn form_batch(&mut self, now: Time, key: GroupKey, free: u64) -> Vec<Entry> {
+        let limit = self.limit() as usize;
+        let most = self.config.max_batch_cost.unwrap_or(u64::MAX).min(self.memory.max_elements());
+        if self.config.buckets.strategy == PaddingStrategy::Dynamic {
+            let tickets = self.cheapest_split(now, key, limit, most);
+            // Empty where the group's entries have no length, and so nothing to pad.
+            if !tickets.is_empty() {
+                return self.queue.take_these(now, &tickets);
+            }
+        }
+        let (memory, strategy) = (&self.memory, self.config.buckets.strategy);
+        let mut load = Load::default();
+        self.queue.take(key, now, |entry| {
+            let with = load.with(entry);
+            let elements = with.elements(|longest| padded(strategy, key.bound, longest));
+            let fits = with.items <= limit && elements <= most && memory.fits(elements, free);
+            if fits {
+                load = with;
+            }
+            fits
+        })
+    }
+
+    /// Of the cheapest split of what waits into batches, the batch with the entry that leaves first.
+    fn cheapest_split(&mut self, now: Time, key: GroupKey, limit: usize, most: u64) -> Vec<Ticket> {
+        let mut waiting = self.queue.lengths(key, now, SPLIT_OVER * limit);
+        let Some(&(length, first)) = waiting.first() else { return Vec::new() };
+        if length == 0 {
+            return Vec::new();
+        }
+        // Longest first, and in order of arrival among equals.
+        waiting.sort_by_key(|&(length, ticket)| (std::cmp::Reverse(length), ticket));
+        let lengths: Vec<u32> = waiting.iter().map(|&(length, _)| length).collect();
+        let costs = &self.costs;
+        let sizes = self.splitter.split(&lengths, limit, most, |items, tokens| {
+            let time = costs.predict(key, u32::try_from(items).unwrap_or(u32::MAX), tokens);
+            // Before anything is known, padding is all there is to compare.
+            time.map_or(tokens as f64, |time| time.as_secs_f64())
+        });
+        let mut from = 0;
+        for size in sizes {
+            let part = &waiting[from..from + size];
+            if part.iter().any(|&(_, ticket)| ticket == first) {
+                let others = part.iter().map(|&(_, ticket)| ticket).filter(|&ticket| ticket != first);
+                return std::iter::once(first).chain(others).collect();
+            }
+            from += size;
+        }
+        Vec::new()
+    }
+
+    fn start(&mut self, now: Time, instance: InstanceId, key: GroupKey, entries: Vec<Entry>) -> Batch {
+        let id = BatchId(self.next_batch);
+        self.next_batch += 1;
+        self.owed.extend(entries.iter().map(|entry| (entry.ticket, entry.due())));
+        let load = entries.iter().fold(Load::default(), |load, entry| load.with(entry));
+        let strategy = self.config.buckets.strategy;
+        let pad = |longest| padded(strategy, key.bound, longest);
+        let (elements, padded_len) = (load.elements(pad), pad(load.longest));
+        let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let predicted = self.costs.predict(key, items, elements);
+        let running = Running { instance, key, entries: entries.clone(), elements, started: now, predicted };
+        self.running.insert(id, running);
+        Batch { id, entries, padded_len, elements, bytes: self.memory.bytes(elements) }
+    }
+
+    /// The group that an entry waits in.
+    pub(super) fn group_of(&self, entry: &Entry) -> GroupKey {
+        let bound = if entry.seq_len > 0 { self.buckets.bound(entry.seq_len) } else { 0 };
+        GroupKey { shape: entry.shape, bound }
+    }
+
+    /// What a batch of this entry alone has to hold.
+    pub(super) fn alone(&self, entry: &Entry) -> u64 {
+        let (bound, strategy) = (self.group_of(entry).bound, self.config.buckets.strategy);
+        Load::default().with(entry).elements(|longest| padded(strategy, bound, longest))
+    }
+}
+
+/// What a batch has to hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    items: usize,
+    cost: u64,
+    longest: u32,
+}
+
+impl Load {
+    fn with(self, entry: &Entry) -> Self {
+        Self {
+            items: self.items + 1,
+            cost: self.cost + u64::from(entry.cost),
+            longest: self.longest.max(entry.seq_len),
+        }
+    }
+
+    /// Padded tokens; summed cost where nothing is padded.
+    fn elements(self, pad: impl Fn(u32) -> u32) -> u64 {
+        if self.longest == 0 { self.cost } else { self.items as u64 * u64::from(pad(self.longest)) }
+    }
+}
