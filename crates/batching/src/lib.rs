@@ -11,6 +11,9 @@
 //! - [`time`], [`entry`]: instants, and what the scheduler knows of a request
 //! - [`queue`]: waiting entries by shape, ordered by priority and deadline
 //! - [`policy`]: when the waiting entries of one shape are worth a batch
+//! - [`bucket`], [`padding`]: which lengths share a batch, and how a batch is split by length
+//! - [`memory`]: what a batch needs in bytes, and what it may have
+//! - [`breaker`]: when a model that keeps failing is left alone
 //! - [`scheduler`]: submit, cancel, plan, complete, expire
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
@@ -19,8 +22,12 @@
 #![forbid(unsafe_code)]
 
 pub mod batcher;
+pub mod breaker;
+pub mod bucket;
 pub mod driver;
 pub mod entry;
+pub mod memory;
+pub mod padding;
 pub mod policy;
 pub mod queue;
 pub mod replay;
