@@ -26,6 +26,15 @@ pub struct InstanceId(pub u32);
 #[serde(transparent)]
 pub struct ShapeKey(pub u64);
 
+/// Entries that may share a batch: equal shape key and equal length bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct GroupKey {
+    /// Keeps inputs apart that cannot be stacked.
+    pub shape: ShapeKey,
+    /// The longest sequence of the length bucket, in tokens; 0: any length.
+    pub bound: u32,
+}
+
 /// How urgent a request is; a higher one leaves before a lower one of the same shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

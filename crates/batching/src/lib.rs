@@ -11,6 +11,7 @@
 //! - [`time`], [`entry`]: instants, and what the scheduler knows of a request
 //! - [`queue`]: waiting entries by shape, ordered by priority and deadline
 //! - [`policy`]: when the waiting entries of one shape are worth a batch
+//! - [`cost_model`], [`rate`]: how long a batch runs, and how fast requests arrive
 //! - [`bucket`], [`padding`]: which lengths share a batch, and how a batch is split by length
 //! - [`memory`]: what a batch needs in bytes, and what it may have
 //! - [`breaker`]: when a model that keeps failing is left alone
@@ -24,12 +25,14 @@
 pub mod batcher;
 pub mod breaker;
 pub mod bucket;
+pub mod cost_model;
 pub mod driver;
 pub mod entry;
 pub mod memory;
 pub mod padding;
 pub mod policy;
 pub mod queue;
+pub mod rate;
 pub mod replay;
 pub mod scheduler;
 pub mod time;

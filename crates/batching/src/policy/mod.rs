@@ -1,5 +1,6 @@
 //! When the waiting entries of one shape are worth a batch.
 
+pub mod adaptive;
 mod dynamic;
 mod fixed;
 
