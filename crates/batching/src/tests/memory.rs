@@ -63,6 +63,12 @@ fn peaks_that_grow_faster_than_sizes_are_covered_by_the_worst_ratio() {
 }
 
 #[test]
+fn two_neighbours_alike_do_not_promise_that_larger_batches_are_free() {
+    let model = observed(Some(200_000), &[(100, 10_000), (900, 90_000), (1000, 90_000)]);
+    assert_eq!((model.bytes(1000), model.bytes(2000), model.max_elements()), (90_000, 190_000, 2100));
+}
+
+#[test]
 fn workspace_of_small_batches_does_not_multiply() {
     let model = observed(Some(100 * MIB), &[(1, MIB / 8), (5, 2 * MIB), (256, 10 * MIB)]);
     assert!((10 * MIB..=11 * MIB).contains(&model.bytes(256)), "{}", model.bytes(256));
