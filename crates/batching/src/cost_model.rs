@@ -7,7 +7,8 @@
 //!
 //! - Outliers: residuals are relative, and weighed by Huber's function (Huber, "Robust Estimation of
 //!   a Location Parameter", 1964) against a running median of their size.
-//! - Drift: outliers that keep coming on one side are the new normal; the past is then mostly dropped.
+//! - Drift: outliers that keep coming on one side are the new normal; the past is then
+//!   moved to their level and mostly dropped.
 //! - Too little variety (all batches of one size, one token for each item): what the recent batches
 //!   do not tell stays as it was before, in proportion; with nothing before, each term gets an equal share.
 
@@ -32,10 +33,12 @@ const SCALE_MIN: f64 = 0.005;
 const SCALE_MAX: f64 = 10.0;
 /// Factor by which one residual moves the running median.
 const SCALE_STEP: f64 = 1.1;
-/// Weight of one batch in the balance of clipped residuals (positive against negative).
-const BALANCE_RATE: f64 = 0.125;
-/// Balance that means drift: six clipped residuals in a row on one side.
-const DRIFT_BALANCE: f64 = 0.5;
+/// Batches looked back on to tell drift from outliers, and how many of them must be clipped on one side.
+const RECENT: usize = 8;
+const DRIFTED: usize = 7;
+/// Range of the slowdown that is read off them.
+const SLOWDOWN_MIN: f64 = 1e-3;
+const SLOWDOWN_MAX: f64 = 1e3;
 /// What the past still weighs once drift is seen.
 const DRIFT_FORGETTING: f64 = 0.05;
 /// How far the shares of a, b and c may lie from the prior, in parts of a mean batch's seconds.
@@ -141,7 +144,6 @@ impl CostModel {
     }
 }
 
-#[allow(clippy::cast_precision_loss)]
 fn features(items: u32, tokens: u64) -> Vector {
     [1.0, f64::from(items), (tokens as f64).min(TOKENS_MAX)]
 }
@@ -158,8 +160,8 @@ struct Fit {
     coefficients: Vector,
     /// Running median of the relative residual's size.
     scale: f64,
-    /// Running mean of +1 for a residual clipped from above, -1 from below, 0 for an ordinary one.
-    balance: f64,
+    /// The residuals of the last batches, a ring; zeros since the start or the last drift.
+    recent: [f64; RECENT],
     relative_error: f64,
 }
 
@@ -172,7 +174,7 @@ impl Default for Fit {
             products: [0.0; 3],
             coefficients: [0.0; 3],
             scale: SCALE_START,
-            balance: 0.0,
+            recent: [0.0; RECENT],
             relative_error: 0.0,
         }
     }
@@ -207,33 +209,42 @@ impl Fit {
 
     /// The robust weight of a batch that should have taken `predicted` and took `seconds`, and the
     /// seconds that its residual is relative to.
-    #[allow(clippy::cast_precision_loss)]
     fn judge(&mut self, predicted: f64, seconds: f64) -> (f64, f64) {
         let share = 1.0 / self.samples.min(ERROR_WINDOW) as f64;
         self.relative_error += share * ((predicted - seconds).abs() / seconds - self.relative_error);
 
         let mean = self.products[0] / self.moments[0][0];
         let reference = predicted.max(REFERENCE_FLOOR * mean);
-        let residual = (seconds - predicted) / reference;
-        let size = residual.abs();
-        let clipped = if size > HUBER * self.scale { residual.signum() } else { 0.0 };
-        self.balance += BALANCE_RATE * (clipped - self.balance);
-        if self.balance.abs() > DRIFT_BALANCE {
-            self.drop_past(size);
-        }
+        self.recent[(self.samples % RECENT as u64) as usize] = (seconds - predicted) / reference;
+        let slowdown = self.follow_drift();
+        let (predicted, reference) = (slowdown * predicted, slowdown * reference);
+        let size = ((seconds - predicted) / reference).abs();
         let weight = (HUBER * self.scale / size.max(SECONDS_MIN)).min(1.0);
         let scale = if size > self.scale { self.scale * SCALE_STEP } else { self.scale / SCALE_STEP };
         self.scale = scale.clamp(SCALE_MIN, SCALE_MAX);
         (weight, reference)
     }
 
-    /// After drift: the past barely counts, and residuals of `size` are ordinary.
-    fn drop_past(&mut self, size: f64) {
+    /// If nearly all recent residuals are clipped on one side: moves the past to the new level, where
+    /// it gives the shares of a, b and c until the new batches do. How much slower that level is; 1
+    /// without drift.
+    fn follow_drift(&mut self) -> f64 {
+        let clip = HUBER * self.scale;
+        let above = self.recent.iter().filter(|residual| **residual > clip).count();
+        let below = self.recent.iter().filter(|residual| **residual < -clip).count();
+        if above.max(below) < DRIFTED {
+            return 1.0;
+        }
+        let shift = median(self.recent);
+        let slowdown = (1.0 + shift).clamp(SLOWDOWN_MIN, SLOWDOWN_MAX);
+        // Seconds times the slowdown, weights by its square less, as if the past had been like this.
         self.mass *= DRIFT_FORGETTING;
-        self.moments.iter_mut().flatten().for_each(|sum| *sum *= DRIFT_FORGETTING);
-        self.products.iter_mut().for_each(|sum| *sum *= DRIFT_FORGETTING);
-        self.balance = 0.0;
-        self.scale = self.scale.max(size / HUBER).min(SCALE_MAX);
+        let moments = DRIFT_FORGETTING / (slowdown * slowdown);
+        self.moments.iter_mut().flatten().for_each(|sum| *sum *= moments);
+        self.products.iter_mut().for_each(|sum| *sum *= DRIFT_FORGETTING / slowdown);
+        self.scale = self.scale.max(median(self.recent.map(|residual| (residual - shift).abs())) / slowdown);
+        self.recent = [0.0; RECENT];
+        slowdown
     }
 
     /// Ridge regression around the prior, in units in which every feature has a mean square of 1.
@@ -277,6 +288,11 @@ impl Fit {
         let rescale = level / last;
         std::array::from_fn(|i| (1.0 - EVEN_PULL) * rescale * self.coefficients[i] + EVEN_PULL * even[i])
     }
+}
+
+fn median(mut values: [f64; RECENT]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    (values[RECENT / 2 - 1] + values[RECENT / 2]) / 2.0
 }
 
 fn dot(left: Vector, right: Vector) -> f64 {

@@ -9,8 +9,13 @@
 //!
 //! Code map:
 //! - [`time`], [`entry`]: instants, and what the scheduler knows of a request
-//! - [`queue`]: waiting entries by shape, ordered by priority and deadline
-//! - [`policy`]: when the waiting entries of one shape are worth a batch
+//! - [`queue`]: waiting entries in groups that may share a batch, ordered by priority, clients' turns and
+//!   deadline; `order`, `share` and `hash` are what makes that cheap and fair
+//! - [`cost_model`]: how long a batch takes, the only such estimate; [`rate`] and `load`: what comes when
+//! - [`policy`]: when the waiting entries of one group are worth a batch
+//! - [`bucket`], [`padding`]: which lengths share a batch
+//! - [`memory`]: what a batch needs, and may have
+//! - [`breaker`]: when a failing model is left alone
 //! - [`scheduler`]: submit, cancel, plan, complete, expire
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer

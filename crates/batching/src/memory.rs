@@ -96,19 +96,19 @@ impl MemoryModel {
 
     /// Whether an item of `elements` could run alone with all the configured limit free.
     ///
-    /// A lowered limit refuses nobody, because it may pass. Neither does a guess: beyond the largest size
-    /// seen the formula extrapolates, often from a few small batches, and a wrong refusal would never be
-    /// found out because what is refused teaches nothing. Such an item runs alone once, and then it is known.
+    /// A lowered limit refuses nobody, because it may pass. Nor does a learned formula alone, which may
+    /// extrapolate from a few small batches: a wrong refusal would never be found out, because what is
+    /// refused teaches nothing. So there must also be batches, no larger, that used more than the limit.
+    /// A planner lets an item that passes here run alone, also where [`MemoryModel::fits`] says no; then
+    /// its size is known.
     ///
     /// # Errors
     /// The bytes it needs, and the limit.
     pub fn can_ever_fit(&self, elements: u64) -> Result<(), (u64, u64)> {
         let Some(limit) = self.configured else { return Ok(()) };
-        let needed = match self.declared {
-            Some(_) => self.bytes(elements),
-            None => self.seen.proved_bytes(elements, limit),
-        };
-        if needed <= limit { Ok(()) } else { Err((needed, limit)) }
+        let needed = self.bytes(elements);
+        let proved = self.declared.is_some() || self.seen.exceeded(elements, limit);
+        if needed > limit && proved { Err((needed, limit)) } else { Ok(()) }
     }
 
     /// [`MemoryModel::max_elements`] by the configured limit alone.

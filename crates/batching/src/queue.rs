@@ -295,9 +295,9 @@ impl Queue {
     }
 
     /// Takes these out as a batch's places.
-    pub fn take_these(&mut self, now: Time, tickets: &[Ticket]) -> Vec<Entry> {
-        let mut taken = Vec::with_capacity(tickets.len());
-        for &ticket in tickets {
+    pub fn take_these(&mut self, now: Time, tickets: impl Iterator<Item = Ticket>) -> Vec<Entry> {
+        let mut taken = Vec::new();
+        for ticket in tickets {
             let Some((entry, key)) = self.waiting.get(&ticket) else { continue };
             let (charge, key) = (u64::from(entry.cost.max(1)), *key);
             let late = self.ageing.is_some_and(|ageing| now.since(entry.arrived) >= ageing);

@@ -103,7 +103,6 @@ impl LoadForecast {
         self.smoothed.is_some()
     }
 
-    #[allow(clippy::cast_precision_loss)]
     fn rate(&self) -> f64 {
         self.count as f64 / self.interval.as_secs_f64()
     }

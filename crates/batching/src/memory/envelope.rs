@@ -1,10 +1,10 @@
-//! Bytes by batch size, learned: a line above the peaks of recent batches.
+//! Bytes by batch size, learned: a curve above the peaks of recent batches.
 //!
-//! The peaks are kept by size class. The line is an edge of their upper convex hull, which begins at the
-//! origin: the edge over half of the largest size. So where all sizes are alike, or peaks grow faster than
-//! sizes, the line is bytes per element and nothing else; where small batches show a fixed part, that part
-//! is in the line, and its slope is never below the peaks' mean growth from half to the whole of the
-//! largest size. Whole numbers throughout: a batch that used exactly the limit fits it.
+//! The peaks are kept by size class. The curve is their upper convex hull from the origin on. Beyond the
+//! largest size it rises as the hull does over half of that size: so where all sizes are alike, or peaks
+//! grow faster than sizes, it extrapolates bytes per element; where batches half as large or smaller show
+//! a fixed part, that part is not multiplied. Whole numbers throughout: a batch that used exactly the
+//! limit fits it.
 
 /// A class has sizes that differ by at most one part in this many.
 const CLASSES_PER_OCTAVE: u64 = 16;
@@ -12,23 +12,20 @@ const CLASSES_PER_OCTAVE: u64 = 16;
 const DECAY: u64 = 256;
 /// A class that none of so many batches belonged to is forgotten: it says how the model was.
 const STALE: u64 = 4096;
-/// Larger figures are cut to these, so that products of two stay within `i128`.
+/// Larger figures are cut to these, so that products of two stay within `u128`.
 const MAX_ELEMENTS: u64 = 1 << 48;
 const MAX_BYTES: u64 = 1 << 60;
 
-/// The peaks of recent batches, and the lines above them.
+/// The peaks of recent batches, and the curve above them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Envelope {
     /// Smallest size first; fewer than 1,000, the classes below [`MAX_ELEMENTS`].
     peaks: Vec<Peak>,
     batches: u64,
-    /// Above every peak.
-    line: Line,
-    /// Above the peaks that were seen twice; with the largest size among those.
-    proved: Line,
-    proved_largest: Option<(u64, u64)>,
-    /// Reused by each fit.
+    /// The curve's corners: the origin, then rising in both; empty while nothing was seen.
     hull: Vec<Point>,
+    /// Which of them ends the edge that the curve goes on as.
+    beyond: usize,
 }
 
 /// The peak of a class: no batch of the class was smaller than `elements` or used more than `bytes`.
@@ -37,45 +34,53 @@ struct Peak {
     class: u64,
     elements: u64,
     bytes: u64,
+    /// The figure of its last batch.
+    latest: u64,
+    /// Its batches.
     times: u64,
+    /// The number of its last batch.
     last: u64,
 }
 
 /// Elements and bytes.
-type Point = (i128, i128);
-
-/// `(fixed + slope x elements) / divisor`, none negative.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    fixed: i128,
-    slope: i128,
-    divisor: i128,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Line { fixed: 0, slope: 0, divisor: 1 }
-    }
-}
+type Point = (u128, u128);
 
 impl Envelope {
     /// The bytes of a batch of `elements`; 0 while nothing was seen.
     pub(super) fn bytes(&self, elements: u64) -> u64 {
-        self.line.bytes(elements)
+        let elements = u128::from(elements);
+        let end = self.hull.partition_point(|corner| corner.0 < elements);
+        let Some((from, run, rise)) = self.edge(end) else { return 0 };
+        let above = ((elements - from.0) * rise).div_ceil(run);
+        u64::try_from(from.1 + above).unwrap_or(u64::MAX)
     }
 
     /// The largest size whose bytes are within `limit`.
     pub(super) fn max_elements(&self, limit: u64) -> u64 {
-        self.line.max_elements(limit)
+        let limit = u128::from(limit);
+        let end = self.hull.partition_point(|corner| corner.1 <= limit);
+        match self.edge(end) {
+            None | Some((_, _, 0)) => u64::MAX,
+            Some((from, run, rise)) => {
+                u64::try_from(from.0 + (limit - from.1) * run / rise).unwrap_or(u64::MAX)
+            }
+        }
     }
 
-    /// The bytes of a batch of `elements`, as far as batches at least as large prove them, or one smaller
-    /// that needed more than `limit` itself; else 0.
-    pub(super) fn proved_bytes(&self, elements: u64, limit: u64) -> u64 {
-        match self.proved_largest {
-            Some((largest, bytes)) if elements <= largest || bytes > limit => self.proved.bytes(elements),
-            _ => 0,
-        }
+    /// Where the edge of the curve that ends at corner `end` begins, its run and its rise. Past the last
+    /// corner: from there on. `None`: there is no such edge.
+    fn edge(&self, end: usize) -> Option<(Point, u128, u128)> {
+        let from = *self.hull.get(end.checked_sub(1)?)?;
+        let direction = if end < self.hull.len() { end } else { self.beyond };
+        let (left, right) = (self.hull.get(direction.checked_sub(1)?)?, self.hull.get(direction)?);
+        Some((from, right.0 - left.0, right.1 - left.1))
+    }
+
+    /// Whether batches of at most `elements` used more than `limit`: again and lately, because a first run
+    /// allocates what later ones do not.
+    pub(super) fn exceeded(&self, elements: u64, limit: u64) -> bool {
+        let mut smaller = self.peaks.iter().take_while(|peak| peak.elements <= elements);
+        smaller.any(|peak| peak.times > 1 && peak.latest > limit)
     }
 
     /// A batch of `elements` used `bytes` at its peak; neither is 0.
@@ -86,14 +91,31 @@ impl Envelope {
         match self.peaks.binary_search_by_key(&class, |peak| peak.class) {
             Ok(at) => self.peaks[at].add(elements, bytes, self.batches),
             Err(at) => {
-                self.peaks.insert(at, Peak { class, elements, bytes, times: 1, last: self.batches });
+                let peak = Peak { class, elements, bytes, latest: bytes, times: 1, last: self.batches };
+                self.peaks.insert(at, peak);
             }
         }
         self.peaks.retain(|peak| self.batches - peak.last < STALE);
-        self.line = Line::above(self.peaks.iter(), &mut self.hull);
-        let proved = self.peaks.iter().filter(|peak| peak.times > 1);
-        self.proved_largest = proved.clone().last().map(|peak| (peak.elements, peak.bytes));
-        self.proved = Line::above(proved, &mut self.hull);
+        self.fit();
+    }
+
+    /// Draws the curve above the peaks. No batch is taken to need less than a smaller one did.
+    fn fit(&mut self) {
+        self.hull.clear();
+        self.hull.push((0, 0));
+        let mut highest = 0;
+        for peak in &self.peaks {
+            highest = highest.max(peak.bytes);
+            let point = (u128::from(peak.elements), u128::from(highest));
+            while let [.., before, last] = self.hull[..]
+                && (last.0 - before.0) * (point.1 - before.1) >= (last.1 - before.1) * (point.0 - before.0)
+            {
+                self.hull.pop();
+            }
+            self.hull.push(point);
+        }
+        let half = self.hull.last().map_or(0, |largest| largest.0.div_ceil(2));
+        self.beyond = self.hull.partition_point(|corner| corner.0 < half);
     }
 }
 
@@ -107,70 +129,30 @@ fn class_of(elements: u64) -> u64 {
 impl Peak {
     fn add(&mut self, elements: u64, bytes: u64, now: u64) {
         self.times += 1;
-        self.last = now;
+        (self.last, self.latest) = (now, bytes);
         // A first figure more than twice the second counted what only a first run allocates.
         if self.times == 2 && self.bytes / 2 > bytes {
             (self.elements, self.bytes) = (elements, bytes);
             return;
         }
-        self.bytes -= self.bytes / DECAY;
-        if self.covers(elements, bytes) {
-            return;
-        }
-        let new = Peak { elements, bytes, ..*self };
-        if !new.covers(self.elements, self.bytes) {
-            (self.elements, self.bytes) = (self.elements.min(elements), self.bytes.max(bytes));
+        let old = (self.elements, self.bytes);
+        let needed = covering(self.elements, (elements, bytes));
+        if self.bytes >= needed {
+            self.bytes = needed.max(self.bytes - self.bytes / DECAY);
+        } else if bytes >= covering(elements, old) {
+            (self.elements, self.bytes) = (elements, bytes);
         } else {
-            *self = new;
+            (self.elements, self.bytes) = (old.0.min(elements), old.1.max(bytes));
         }
-    }
-
-    /// Whether every line above this point, neither falling nor negative at 0, is above the other.
-    fn covers(&self, elements: u64, bytes: u64) -> bool {
-        let flat = self.elements <= elements && bytes <= self.bytes;
-        let scaled =
-            u128::from(bytes) * u128::from(self.elements) <= u128::from(self.bytes) * u128::from(elements);
-        flat || (elements <= self.elements && scaled)
     }
 }
 
-impl Line {
-    /// The lowest line at half of the largest size among those that are above every peak, do not fall and
-    /// are not negative at 0.
-    fn above<'a>(peaks: impl Iterator<Item = &'a Peak>, hull: &mut Vec<Point>) -> Line {
-        hull.clear();
-        hull.push((0, 0));
-        for peak in peaks {
-            let point = (i128::from(peak.elements), i128::from(peak.bytes));
-            while let [.., before, last] = hull[..]
-                && (last.0 - before.0) * (point.1 - before.1) >= (last.1 - before.1) * (point.0 - before.0)
-            {
-                hull.pop();
-            }
-            hull.push(point);
-        }
-        let half = hull.last().map_or(0, |largest| largest.0.div_euclid(2));
-        let edge = hull.windows(2).find(|edge| edge[1].0 >= half.max(1));
-        let Some(&[left, right]) = edge else { return Line::default() };
-        if right.1 <= left.1 {
-            let highest = hull.iter().map(|point| point.1).max().unwrap_or(0);
-            return Line { fixed: highest, slope: 0, divisor: 1 };
-        }
-        let (run, rise) = (right.0 - left.0, right.1 - left.1);
-        Line { fixed: left.1 * run - rise * left.0, slope: rise, divisor: run }
+/// The bytes at `elements` with which every curve from the origin on that is concave and does not fall is
+/// also above `other`.
+fn covering(elements: u64, other: (u64, u64)) -> u64 {
+    if elements <= other.0 {
+        return other.1;
     }
-
-    fn bytes(&self, elements: u64) -> u64 {
-        let scaled = self.fixed + self.slope * i128::from(elements);
-        u64::try_from((scaled + self.divisor - 1) / self.divisor).unwrap_or(u64::MAX)
-    }
-
-    fn max_elements(&self, limit: u64) -> u64 {
-        let room = i128::from(limit) * self.divisor - self.fixed;
-        match (room < 0, self.slope) {
-            (true, _) => 0,
-            (false, 0) => u64::MAX,
-            (false, slope) => u64::try_from(room / slope).unwrap_or(u64::MAX),
-        }
-    }
+    let scaled = (u128::from(other.1) * u128::from(elements)).div_ceil(u128::from(other.0));
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }

@@ -18,6 +18,10 @@ const P95: usize = 18;
 /// Part of the objective below which there is room for a larger batch, and factor of a shrinking.
 const ROOM: f64 = 0.8;
 const SHRINK: f64 = 0.8;
+/// Part of a full batch's time from which on a batch counts as full.
+const FULL: f64 = 0.8;
+/// Part of the objective up to which a limit may grow that the batches do not fill.
+const GUESSED: f64 = 0.5;
 /// How far past its threshold the rate must go to leave a regime again.
 const HYSTERESIS: f64 = 0.1;
 /// Forecast intervals in one adjustment interval.
@@ -117,7 +121,7 @@ impl Adaptive {
 
     /// Learns that a batch ran for `busy` and ended at `now`, and ticks. `predicted_next` is the
     /// predicted execution time of a batch of `limit() + 1`: a growth that would break the objective
-    /// is not made.
+    /// is not made, nor one close to it of which the last batches tell too little.
     pub fn completed(&mut self, now: Time, busy: Duration, predicted_next: Option<Duration>) {
         self.tick(now);
         let Some(slo) = self.latency_slo else {
@@ -140,11 +144,27 @@ impl Adaptive {
             self.broken = Some(limit);
             self.learned = shrunk(limit);
         } else if p95 < room && limit < self.maximum() {
-            let next = limit + 1;
-            let bound = if self.broken.is_some_and(|broken| next >= broken) { room } else { slo };
-            if predicted_next.is_none_or(|predicted| predicted <= bound) {
-                self.learned = next;
+            let allowed = |predicted| predicted <= self.growth_bound(slo, p95, predicted);
+            if predicted_next.is_none_or(allowed) {
+                self.learned = limit + 1;
             }
+        }
+    }
+
+    /// The longest prediction for the next larger limit that allows it: just the objective if the
+    /// last batches were about as large, less if they say little about it.
+    fn growth_bound(&self, slo: Duration, p95: Duration, predicted_next: Duration) -> Duration {
+        let (limit, next) = (f64::from(self.limit()), f64::from(self.limit() + 1));
+        // With no negative cost a full batch takes at least this part of what the next larger one takes.
+        let full = predicted_next.mul_f64(limit / next);
+        if p95 < full.mul_f64(FULL) {
+            // Far from the sizes that were run the prediction is a guess. Growing up to the objective
+            // on it would break the objective each time that the load comes back.
+            slo.mul_f64(GUESSED)
+        } else if self.broken.is_some_and(|broken| self.limit() + 1 >= broken) {
+            slo.mul_f64(ROOM)
+        } else {
+            slo
         }
     }
 
@@ -205,7 +225,6 @@ impl Adaptive {
 }
 
 /// `limit * 0.8`, rounded down, at least 1.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn shrunk(limit: u32) -> u32 {
     ((f64::from(limit) * SHRINK) as u32).max(1)
 }

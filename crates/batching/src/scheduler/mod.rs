@@ -229,9 +229,7 @@ impl Scheduler {
         let items = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
         self.batches += 1;
         self.costs.observe(batch.key, items, batch.elements, report.busy);
-        if let Some(peak) = report.peak_bytes {
-            self.memory.observe(batch.elements, peak);
-        }
+        self.memory.observe(batch.elements, report.peak_bytes.unwrap_or_default());
         if let Some(adaptive) = &mut self.adaptive {
             let next = adaptive.limit() + 1;
             let elements = batch.elements * u64::from(next) / u64::from(items.max(1));

@@ -105,12 +105,18 @@ impl Scheduler {
 
     fn form_batch(&mut self, now: Time, key: GroupKey, free: u64) -> Vec<Entry> {
         let limit = self.limit() as usize;
-        let most = self.config.max_batch_cost.unwrap_or(u64::MAX).min(self.memory.max_elements());
+        let most = self.config.max_batch_cost.unwrap_or(u64::MAX);
         if self.config.buckets.strategy == PaddingStrategy::Dynamic {
-            let tickets = self.cheapest_split(now, key, limit, most);
+            let tickets = self.cheapest_split(now, key, limit, most.min(self.memory.max_elements()));
             // Empty where the group's entries have no length, and so nothing to pad.
-            if !tickets.is_empty() {
-                return self.queue.take_these(now, &tickets);
+            if let Some(&(longest, _)) = tickets.iter().max() {
+                let needed = self.memory.bytes(tickets.len() as u64 * u64::from(longest));
+                // The split knows no device; where that is short, the head goes alone.
+                let part = if needed <= free { &tickets[..] } else { &tickets[..1] };
+                return match self.memory.bytes(u64::from(tickets[0].0)) <= free {
+                    true => self.queue.take_these(now, part.iter().map(|&(_, ticket)| ticket)),
+                    false => Vec::new(),
+                };
             }
         }
         let (memory, strategy) = (&self.memory, self.config.buckets.strategy);
@@ -118,7 +124,12 @@ impl Scheduler {
         self.queue.take(key, now, |entry| {
             let with = load.with(entry);
             let elements = with.elements(|longest| padded(strategy, key.bound, longest));
-            let fits = with.items <= limit && elements <= most && memory.fits(elements, free);
+            // Alone it may run whatever batches were found to need, or nothing would ever correct that.
+            let memory = match with.items {
+                1 => memory.bytes(elements) <= free,
+                _ => elements <= memory.max_elements() && memory.fits(elements, free),
+            };
+            let fits = with.items <= limit && elements <= most && memory;
             if fits {
                 load = with;
             }
@@ -127,7 +138,7 @@ impl Scheduler {
     }
 
     /// Of the cheapest split of what waits into batches, the batch with the entry that leaves first.
-    fn cheapest_split(&mut self, now: Time, key: GroupKey, limit: usize, most: u64) -> Vec<Ticket> {
+    fn cheapest_split(&mut self, now: Time, key: GroupKey, limit: usize, most: u64) -> Vec<(u32, Ticket)> {
         let mut waiting = self.queue.lengths(key, now, SPLIT_OVER * limit);
         let Some(&(length, first)) = waiting.first() else { return Vec::new() };
         if length == 0 {
@@ -146,8 +157,8 @@ impl Scheduler {
         for size in sizes {
             let part = &waiting[from..from + size];
             if part.iter().any(|&(_, ticket)| ticket == first) {
-                let others = part.iter().map(|&(_, ticket)| ticket).filter(|&ticket| ticket != first);
-                return std::iter::once(first).chain(others).collect();
+                let others = part.iter().copied().filter(|&(_, ticket)| ticket != first);
+                return std::iter::once((length, first)).chain(others).collect();
             }
             from += size;
         }
