@@ -47,3 +47,17 @@ def sentences(count: int) -> list[str]:
         words = min(max(words, FEWEST_WORDS), MOST_WORDS)
         made.append(" ".join(source.choices(VOCABULARY, k=words)).capitalize() + ".")
     return made
+
+
+SHORTEST_TEXT, LONGEST_TEXT = 12, 230  # words; one is a little more than a token
+
+
+def skewed(count: int) -> list[str]:
+    """`count` texts of 16 to 256 tokens, half of them shorter than about 30."""
+    source = random.Random(SEED)
+    made: list[str] = []
+    for _ in range(count):
+        words = round(source.lognormvariate(math.log(24), 0.9))
+        words = min(max(words, SHORTEST_TEXT), LONGEST_TEXT)
+        made.append(" ".join(source.choices(VOCABULARY, k=words)).capitalize() + ".")
+    return made

@@ -122,7 +122,12 @@ class Program:
         raise BenchError(f"{self.name} printed no URL in {timeout_seconds:.0f} s:\n{self.log_tail()}")
 
     def wait_answer(
-        self, url: str, body: bytes | None = None, status: int = 200, timeout_seconds: float = 180
+        self,
+        url: str,
+        body: bytes | None = None,
+        status: int = 200,
+        timeout_seconds: float = 180,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """Asks again and again until the answer has this status; returns the answer."""
         deadline = time.monotonic() + timeout_seconds
@@ -130,7 +135,7 @@ class Program:
         while time.monotonic() < deadline:
             self.check_alive()
             try:
-                answer = fetch(url, body)
+                answer = fetch(url, body, headers=headers)
             except (OSError, http.client.HTTPException):
                 answer = None
             if answer is not None and answer[0] == status:
@@ -211,24 +216,30 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def fetch(url: str, body: bytes | None = None, timeout_seconds: float = 30) -> tuple[int, bytes]:
-    """One GET, or POST of a JSON body, on a connection of its own: status and answer."""
+def fetch(
+    url: str,
+    body: bytes | None = None,
+    timeout_seconds: float = 30,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """One GET, or POST of a body (JSON unless `headers` say what), on a connection of its own."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_seconds)
     try:
         method = "GET" if body is None else "POST"
-        connection.request(method, parts.path, body, {"Content-Type": "application/json"})
+        kind = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, parts.path, body, kind)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def server(options: Options, config: str) -> Program:
-    """This server with `tests/bench/CONFIG.toml`, not yet started."""
+def server(options: Options, config: str, settings: Mapping[str, str] | None = None) -> Program:
+    """This server with `tests/bench/CONFIG.toml` and `settings` from the environment, not yet started."""
     if not options.server.exists():
         raise BenchError(f"{options.server} is missing: `cargo build --release` makes it")
-    env = {"TRUSTFORMERS_SERVE__BUILTIN_MODELS": str(options.models)}
+    env = {"TRUSTFORMERS_SERVE__BUILTIN_MODELS": str(options.models), **(settings or {})}
     return Program(f"server {config}", [options.server, "--config", HERE / f"{config}.toml"], env)
 
 

@@ -47,7 +47,7 @@ class Mosec(Program):
     The wait is given twice because `max_wait_time=0` alone means mosec's default of 10 ms.
     """
 
-    def __init__(self, model: Path | str, wait_ms: int) -> None:
+    def __init__(self, model: Path | str, wait_ms: int, timeout_ms: int = 30_000) -> None:
         name = model if isinstance(model, str) else model.stem
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -55,7 +55,7 @@ class Mosec(Program):
         self.url = f"http://127.0.0.1:{port}/inference"
         # mosec leaves its folder of sockets behind when it is killed before it has started.
         self._sockets = tempfile.TemporaryDirectory(prefix="mosec-")
-        settings = {"address": "127.0.0.1", "port": port, "wait": wait_ms, "timeout": 30_000}
+        settings = {"address": "127.0.0.1", "port": port, "wait": wait_ms, "timeout": timeout_ms}
         flags = [f"--{key}={value}" for key, value in settings.items()]
         path = f"--path={self._sockets.name}/{name}"
         app = [_venv_python(), HERE / "mosec_app.py", model, str(wait_ms)]

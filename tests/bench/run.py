@@ -18,6 +18,7 @@ from types import FrameType
 import delay
 import embeddings
 import footprint
+import goodput
 import overhead
 from harness import ROOT, BenchError, Options
 from neighbours import Neighbours
@@ -28,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "delay": delay.run,
     "embeddings": embeddings.run,
     "footprint": footprint.run,
+    "goodput-resnet18": goodput.run_resnet18,
+    "goodput-minilm": goodput.run_minilm,
 }
 
 

@@ -14,6 +14,7 @@
 //! - [`http`]: routes, bodies, errors
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
+//! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
 //! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
 #![deny(unsafe_code)]
@@ -28,5 +29,12 @@ pub mod logging;
 pub mod metrics;
 pub mod registry;
 pub mod server;
+pub mod service;
 pub mod tensor;
 pub mod torch;
+
+pub use service::{
+    Backpressure, BatchingConfig, BatchingMode, DynamicBatchConfig, DynamicBatchingService, Request,
+    RequestId, RequestInput, Response, ServiceError,
+};
+pub use trustformers_batching::{OptimizationTarget, PaddingStrategy, Priority};

@@ -62,6 +62,26 @@ pub struct TensorSpec {
     pub shape: Vec<i64>,
 }
 
+impl TensorSpec {
+    /// Whether a tensor is what is declared.
+    ///
+    /// # Errors
+    /// What is expected, and what the tensor is.
+    pub fn check(&self, tensor: &HostTensor) -> Result<(), String> {
+        let fits = self.dtype == tensor.dtype
+            && self.shape.len() == tensor.shape.len()
+            && self.shape.iter().zip(&tensor.shape).all(|(&declared, &size)| {
+                usize::try_from(declared).map_or(true, |declared| declared == size)
+            });
+        if fits {
+            return Ok(());
+        }
+        let (name, shape, got) = (&self.name, &self.shape, &tensor.shape);
+        let (dtype, got_dtype) = (self.dtype, tensor.dtype);
+        Err(format!("input \"{name}\" takes {dtype} of shape {shape:?}, got {got_dtype} of shape {got:?}"))
+    }
+}
+
 /// A tensor of one item, without the batch dimension, in host memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostTensor {

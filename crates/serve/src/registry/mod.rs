@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::running::{cost, shape_key};
 pub use self::running::{Running, Unanswered};
 use self::sources::Source;
 pub use self::sources::SourceError;

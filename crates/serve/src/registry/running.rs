@@ -215,7 +215,8 @@ impl Gathering {
     }
 }
 
-fn cost(input: &Input) -> u32 {
+/// What an input adds to a batch.
+pub(crate) fn cost(input: &Input) -> u32 {
     match input {
         Input::Tensors(_) => 1,
         Input::Tokens(ids) => u32::try_from(ids.len()).unwrap_or(u32::MAX),
@@ -224,7 +225,7 @@ fn cost(input: &Input) -> u32 {
 
 /// Tensors are stacked, so all of a batch have the same shapes; token sequences are packed, whatever their
 /// lengths.
-fn shape_key(input: &Input) -> ShapeKey {
+pub(crate) fn shape_key(input: &Input) -> ShapeKey {
     match input {
         Input::Tokens(_) => ShapeKey::default(),
         Input::Tensors(tensors) => {

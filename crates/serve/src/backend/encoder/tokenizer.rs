@@ -49,6 +49,21 @@ impl TextTokenizer {
         Ok(ids)
     }
 
+    /// The same, cut to `most` tokens, of which the last stays the last: special tokens end a text.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn encode_at_most(&self, text: &str, most: usize) -> Result<Vec<u32>, TokenError> {
+        let mut ids = self.encode(text)?;
+        if ids.len() > most
+            && let Some(end) = ids.pop()
+        {
+            ids.truncate(most.saturating_sub(1));
+            ids.push(end);
+        }
+        Ok(ids)
+    }
+
     /// The same, but a text with more tokens is an error instead of cut.
     ///
     /// # Errors
