@@ -57,26 +57,27 @@ class Cell:
 def run_resnet18(options: Options) -> Report:
     """Images of one size: `resnet18`."""
     image = [random.Random(7).random() for _ in range(IMAGE[0] * IMAGE[1] * IMAGE[2])]
-    own = _write("resnet18.msgpack", b"\x81\xa4data" + _msgpack(image))
-    peer = _write("resnet18.f32", struct.pack(f"<{len(image)}f", *image))
+    own = write("resnet18.msgpack", b"\x81\xa4data" + msgpack(image))
+    peer = write("resnet18.f32", struct.pack(f"<{len(image)}f", *image))
     return _run("resnet18", [own], [peer], "application/msgpack", model_file(options, "resnet18.pt"), options)
 
 
 def run_minilm(options: Options) -> Report:
     """Texts of 16 to 256 tokens, most of them short: `minilm`."""
     texts = corpus.skewed(256)
-    bodies = [_write(f"text-{n}.json", json.dumps({"data": text}).encode()) for n, text in enumerate(texts)]
+    bodies = [write(f"text-{n}.json", json.dumps({"data": text}).encode()) for n, text in enumerate(texts)]
     return _run("minilm", bodies, bodies, "application/json", model_file(options, "minilm"), options)
 
 
-def _write(name: str, content: bytes) -> Path:
+def write(name: str, content: bytes) -> Path:
+    """A file for the load generator."""
     path = WORK / "bodies" / "goodput" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
 
-def _msgpack(image: Sequence[float]) -> bytes:
+def msgpack(image: Sequence[float]) -> bytes:
     """The image as nested msgpack arrays of f32."""
 
     def array(shape: Sequence[int], values: Sequence[float]) -> bytes:
@@ -113,7 +114,7 @@ def _run(
             load(subject, users=USERS, seconds=2, timeout=30)
         for _ in range(options.repeats):
             for subject in [own, *peers]:
-                subject.capacity.append(_capacity(subject, options.seconds))
+                subject.capacity.append(capacity(subject, options.seconds))
         peer = max(peers, key=lambda subject: statistics.median(subject.capacity))
         top = max(statistics.median(subject.capacity) for subject in (own, peer))
         for repeat in range(options.repeats):
@@ -162,7 +163,7 @@ def load(
 
 def send(plan: dict[str, Any]) -> dict[str, Any]:
     """Has the load generator send a plan; the answers of each kind."""
-    path = _write("plan.json", json.dumps(plan).encode())
+    path = write("plan.json", json.dumps(plan).encode())
     done = subprocess.run(
         [sys.executable, HERE / "load.py", path], capture_output=True, text=True, check=False
     )
@@ -171,9 +172,12 @@ def send(plan: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout)["answers"]
 
 
-def _capacity(subject: Subject, seconds: int) -> float:
-    answers = load(subject, users=USERS, seconds=seconds, timeout=30)
-    return sum(status == 200 for status in answers["status"]) / seconds
+def capacity(subject: Subject, seconds: int) -> float:
+    """Requests answered each second while `USERS` users all had one under way."""
+    found = load(subject, users=USERS, seconds=seconds, timeout=30)
+    end = min(found["due"]) + seconds
+    answers = zip(found["status"], found["seconds"], found["due"], strict=True)
+    return sum(status == 200 and due + took <= end for status, took, due in answers) / seconds
 
 
 def schedule(arrivals: str, rate: float, seconds: float, seed: int) -> list[float]:
@@ -247,8 +251,8 @@ def _report(
             Target(f"goodput at 150 %, {arrivals}, of that at 100 %", kept, ">=", 0.95, "x")
         )
     for subject in (own, *peers):
-        capacity = Spread.of(subject.capacity).text(1)
-        report.notes.append(f"capacity of {subject.name}, {USERS} users in a closed loop: {capacity} /s")
+        spread = Spread.of(subject.capacity).text(1)
+        report.notes.append(f"capacity of {subject.name}, {USERS} users in a closed loop: {spread} /s")
     report.notes += [
         f"SLO: {SLO_SOLO_TIMES} x what the largest item takes alone on this server",
         "this server is told the SLO as each request's timeout, mosec as its own timeout",

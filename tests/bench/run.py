@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `python tests/bench/run.py [overhead|delay|embeddings|footprint|all]`.
+"""Runs the benchmarks: `python tests/bench/run.py [NAME|all]`.
 
 Each prints a table with this server and its peers from one run on one machine, and writes
 `.bench/results/NAME.json`. A missed target is printed, and is no failure; a benchmark that could not
@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import batching
 import delay
 import embeddings
 import footprint
 import goodput
+import isolation
 import overhead
+import scheduling
 from harness import ROOT, BenchError, Options
 from neighbours import Neighbours
 from report import Report, machine
@@ -31,6 +34,9 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "footprint": footprint.run,
     "goodput-resnet18": goodput.run_resnet18,
     "goodput-minilm": goodput.run_minilm,
+    "scheduling": scheduling.run,
+    "isolation": isolation.run,
+    "batching": batching.run,
 }
 
 
