@@ -10,6 +10,7 @@ use super::{Running, Scheduler, Verdict};
 use crate::bucket::{PaddingStrategy, padded};
 use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
 use crate::policy::{Outlook, Ripe, ripeness};
+use crate::stats::Started;
 use crate::time::Time;
 
 /// When to ask again if the device has no memory left for even one entry: other models free it.
@@ -58,17 +59,19 @@ impl Scheduler {
         let mut resolved = self.expire_due(now);
         self.adaptive.iter_mut().for_each(|adaptive| adaptive.tick(now));
         if let Some(Retry { key, entries }) = self.next_retry() {
-            return Planned { resolved, next: Next::Run(self.start(now, instance, key, entries)) };
+            return Planned { resolved, next: Next::Run(self.start(now, instance, key, entries, true)) };
         }
         let next = loop {
             let (key, wake) = self.ripe(now);
             let Some(key) = key else { break wake.map_or(Next::Idle, Next::WaitUntil) };
             let entries = self.form_batch(now, key, free);
             if !entries.is_empty() {
-                break Next::Run(self.start(now, instance, key, entries));
+                entries.iter().for_each(|entry| self.stats.waited(now, entry.arrived));
+                break Next::Run(self.start(now, instance, key, entries, false));
             }
             let Some(ticket) = self.outgrown(now, key) else { break Next::WaitUntil(now + ASK_FOR_MEMORY) };
             self.settle(ticket);
+            self.stats.ended_without(Verdict::NeverFits);
             resolved.push((ticket, Verdict::NeverFits));
         };
         Planned { resolved, next }
@@ -165,7 +168,14 @@ impl Scheduler {
         Vec::new()
     }
 
-    fn start(&mut self, now: Time, instance: InstanceId, key: GroupKey, entries: Vec<Entry>) -> Batch {
+    fn start(
+        &mut self,
+        now: Time,
+        instance: InstanceId,
+        key: GroupKey,
+        entries: Vec<Entry>,
+        again: bool,
+    ) -> Batch {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         self.owed.extend(entries.iter().map(|entry| (entry.ticket, entry.due())));
@@ -173,6 +183,16 @@ impl Scheduler {
         let strategy = self.config.buckets.strategy;
         let pad = |longest| padded(strategy, key.bound, longest);
         let (elements, padded_len) = (load.elements(pad), pad(load.longest));
+        self.stats.started(
+            now,
+            &Started {
+                items: entries.len() as u64,
+                cost: load.cost,
+                elements,
+                left_behind: if again { 0 } else { self.queue.waiting_in(key) as u64 },
+                again,
+            },
+        );
         let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let predicted = self.costs.predict(key, items, elements);
         let running = Running { instance, key, entries: entries.clone(), elements, started: now, predicted };

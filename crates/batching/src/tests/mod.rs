@@ -1,6 +1,7 @@
 //! Tests as specifications: exact times for decisions, real threads only for the batcher.
 
 mod adaptive;
+mod advice;
 mod batcher;
 mod breaker;
 mod bucket;
@@ -11,6 +12,8 @@ mod padding;
 mod properties;
 mod rate;
 mod scheduler;
+mod stats;
 mod stress;
 mod support;
 mod threads;
+mod virtual_time;
