@@ -137,10 +137,15 @@ impl CostModel {
         self.overall.predict(items, tokens)
     }
 
+    /// The fit over all groups.
+    pub fn overall_fit(&self) -> FitSummary {
+        self.overall.summary(None)
+    }
+
     /// Every fit: the overall one first, then the groups in the order of their keys.
     pub fn fits(&self) -> Vec<FitSummary> {
         let groups = self.groups.iter().map(|(key, group)| group.fit.summary(Some(*key)));
-        std::iter::once(self.overall.summary(None)).chain(groups).collect()
+        std::iter::once(self.overall_fit()).chain(groups).collect()
     }
 }
 

@@ -17,12 +17,14 @@
 //! - [`memory`]: what a batch needs, and may have
 //! - [`breaker`]: when a failing model is left alone
 //! - [`scheduler`]: submit, cancel, plan, complete, expire
+//! - [`stats`], [`advice`]: what it did, and what would make it better
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
 //! - [`replay`]: the log of a scheduler's calls, and its replay
 
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod batcher;
 pub mod breaker;
 pub mod bucket;
@@ -40,11 +42,13 @@ pub mod rate;
 pub mod replay;
 pub mod scheduler;
 mod share;
+pub mod stats;
 pub mod time;
 
 #[cfg(test)]
 mod tests;
 
+pub use advice::Suggestion;
 pub use batcher::{Batcher, Failure, Observer, Reply, Submission};
 pub use breaker::{BreakerConfig, BreakerState};
 pub use bucket::{BucketConfig, PaddingStrategy};
@@ -56,4 +60,5 @@ pub use policy::{Dispatch, Mode, OptimizationTarget};
 pub use scheduler::{
     BatchReport, Isolation, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig, Verdict,
 };
+pub use stats::Snapshot;
 pub use time::{Clock, MonotonicClock, Time};

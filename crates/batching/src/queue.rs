@@ -172,6 +172,11 @@ impl Queue {
         })
     }
 
+    /// Entries of one group that wait.
+    pub fn waiting_in(&self, key: GroupKey) -> usize {
+        self.groups.get(&key).map_or(0, |group| group.total.entries)
+    }
+
     /// Whether the ticket's entry waits.
     pub fn holds(&self, ticket: Ticket) -> bool {
         self.waiting.contains_key(&ticket)

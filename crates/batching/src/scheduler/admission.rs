@@ -86,6 +86,43 @@ pub enum Rejection {
     Draining,
 }
 
+impl Rejection {
+    /// Every reason, in the order of the variants; part of the metrics' interface.
+    pub const REASONS: [&str; 10] = [
+        "queue_full",
+        "queue_tokens_full",
+        "queue_bytes_full",
+        "overloaded",
+        "never_fits",
+        "never_fits_memory",
+        "deadline_passed",
+        "deadline_unmeetable",
+        "breaker_open",
+        "draining",
+    ];
+
+    /// Why, in a word.
+    pub fn reason(&self) -> &'static str {
+        Self::REASONS[self.index()]
+    }
+
+    /// The reason's place in [`Rejection::REASONS`].
+    pub(crate) fn index(&self) -> usize {
+        match self {
+            Rejection::QueueFull { .. } => 0,
+            Rejection::QueueCostFull { .. } => 1,
+            Rejection::QueueBytesFull { .. } => 2,
+            Rejection::Overloaded { .. } => 3,
+            Rejection::NeverFits { .. } => 4,
+            Rejection::NeverFitsMemory { .. } => 5,
+            Rejection::DeadlinePassed => 6,
+            Rejection::DeadlineUnmeetable { .. } => 7,
+            Rejection::BreakerOpen { .. } => 8,
+            Rejection::Draining => 9,
+        }
+    }
+}
+
 impl Scheduler {
     pub(super) fn admit(&mut self, now: Time, entry: &Entry) -> Result<(), Rejection> {
         if self.draining {

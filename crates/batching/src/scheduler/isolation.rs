@@ -36,7 +36,7 @@ impl Scheduler {
         let again = match outcome {
             Outcome::Completed => {
                 self.breaker.iter_mut().for_each(|breaker| breaker.succeeded(now));
-                return self.settle_all(entries, Verdict::Completed);
+                return self.settle_all(now, entries, Verdict::Completed);
             }
             Outcome::OutOfMemory => {
                 self.memory.out_of_memory(elements);
@@ -50,7 +50,7 @@ impl Scheduler {
             self.halve(key, entries);
             return Vec::new();
         }
-        let mut verdicts = self.settle_all(entries, Verdict::Failed);
+        let mut verdicts = self.settle_all(now, entries, Verdict::Failed);
         // A single request too large for the memory says nothing about the model.
         if outcome != Outcome::OutOfMemory
             && let Some(breaker) = &mut self.breaker
@@ -59,7 +59,7 @@ impl Scheduler {
             if self.is_open(now) {
                 // Looking for a culprit would only keep it failing.
                 for retry in std::mem::take(&mut self.retries) {
-                    verdicts.extend(self.settle_all(retry.entries, Verdict::Failed));
+                    verdicts.extend(self.settle_all(now, retry.entries, Verdict::Failed));
                 }
             }
         }
@@ -88,8 +88,18 @@ impl Scheduler {
         None
     }
 
-    fn settle_all(&mut self, entries: Vec<Entry>, verdict: Verdict) -> Vec<(Ticket, Verdict)> {
-        let tickets = entries.into_iter().map(|entry| entry.ticket);
-        tickets.filter(|&ticket| self.settle(ticket).is_some()).map(|ticket| (ticket, verdict)).collect()
+    fn settle_all(&mut self, now: Time, entries: Vec<Entry>, verdict: Verdict) -> Vec<(Ticket, Verdict)> {
+        let mut verdicts = Vec::with_capacity(entries.len());
+        for Entry { ticket, arrived, .. } in entries {
+            if self.settle(ticket).is_none() {
+                continue;
+            }
+            match verdict {
+                Verdict::Completed => self.stats.completed(now, arrived),
+                _ => self.stats.ended_without(verdict),
+            }
+            verdicts.push((ticket, verdict));
+        }
+        verdicts
     }
 }

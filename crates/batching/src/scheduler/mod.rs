@@ -2,6 +2,7 @@
 
 mod admission;
 mod config;
+mod insight;
 mod isolation;
 mod planning;
 
@@ -27,6 +28,7 @@ use crate::padding::Splitter;
 use crate::policy::Mode;
 use crate::policy::adaptive::Adaptive;
 use crate::queue::{Queue, Total};
+use crate::stats::Stats;
 use crate::time::Time;
 
 /// How an entry ended; the holder of the payloads answers its caller accordingly.
@@ -97,6 +99,7 @@ pub struct Scheduler {
     splitter: Splitter,
     memory: MemoryModel,
     breaker: Option<Breaker>,
+    stats: Stats,
 }
 
 impl Scheduler {
@@ -123,6 +126,7 @@ impl Scheduler {
             splitter: Splitter::default(),
             memory: MemoryModel::new(config.memory_limit, config.bytes_per_element),
             breaker: config.breaker.clone().map(Breaker::new),
+            stats: Stats::default(),
             config,
         }
     }
@@ -196,7 +200,12 @@ impl Scheduler {
         if !self.config.priorities {
             entry.priority = Priority::Normal;
         }
-        self.admit(now, &entry)?;
+        self.stats.offered(now);
+        if let Err(rejection) = self.admit(now, &entry) {
+            self.stats.rejected(&rejection);
+            return Err(rejection);
+        }
+        self.stats.admitted(entry.seq_len);
         if let Some(deadline) = entry.deadline {
             self.deadlines.push((deadline, entry.ticket));
         }
@@ -212,7 +221,11 @@ impl Scheduler {
 
     /// Forgets an entry whose caller left. True when it was still queued, so that it will never run.
     pub fn cancel(&mut self, _now: Time, ticket: Ticket) -> bool {
-        self.settle(ticket) == Some(Place::Queued)
+        let place = self.settle(ticket);
+        if place.is_some() {
+            self.stats.cancelled();
+        }
+        place == Some(Place::Queued)
     }
 
     /// Ends a batch. Entries that expired or were cancelled while it ran get no second verdict, those that
@@ -220,6 +233,7 @@ impl Scheduler {
     pub fn complete(&mut self, now: Time, batch: BatchId, report: BatchReport) -> Vec<(Ticket, Verdict)> {
         let Some(batch) = self.running.remove(&batch) else { return Vec::new() };
         self.utilization.worked(now, report.busy);
+        self.stats.ended(now, &report);
         if report.outcome == Outcome::Completed {
             self.learn(now, &batch, &report);
         }
@@ -230,6 +244,7 @@ impl Scheduler {
         let items = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
         self.batches += 1;
         self.costs.observe(batch.key, items, batch.elements, report.busy);
+        self.stats.learned(u64::from(items), batch.elements, || self.costs.overall_fit());
         self.memory.observe(batch.elements, report.peak_bytes.unwrap_or_default());
         if let Some(adaptive) = &mut self.adaptive {
             let next = adaptive.limit() + 1;
@@ -253,12 +268,14 @@ impl Scheduler {
         while let Some((deadline, ticket)) = self.deadlines.first()
             && deadline <= now
         {
-            match self.settle(ticket) {
-                Some(Place::Queued) => expired.push((ticket, Verdict::ExpiredInQueue)),
-                Some(Place::Taken) => expired.push((ticket, Verdict::ExpiredRunning)),
+            let verdict = match self.settle(ticket) {
+                Some(Place::Queued) => Verdict::ExpiredInQueue,
+                Some(Place::Taken) => Verdict::ExpiredRunning,
                 // The front always lives; the loop must end even if it did not.
                 None => break,
-            }
+            };
+            self.stats.ended_without(verdict);
+            expired.push((ticket, verdict));
         }
         expired
     }

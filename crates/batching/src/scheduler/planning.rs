@@ -10,6 +10,7 @@ use super::{Running, Scheduler, Verdict};
 use crate::bucket::{PaddingStrategy, padded};
 use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
 use crate::policy::{Outlook, Ripe, ripeness};
+use crate::stats::Started;
 use crate::time::Time;
 
 /// When to ask again if the device has no memory left for even one entry: other models free it.
@@ -66,10 +67,12 @@ impl Scheduler {
             let Some(key) = key else { break wake.map_or(Next::Idle, Next::WaitUntil) };
             let entries = self.form_batch(now, key, free);
             if !entries.is_empty() {
-                break Next::Run(self.start(now, instance, key, entries));
+                entries.iter().for_each(|entry| self.stats.waited(now, entry.arrived));
+                break Next::Run(self.start(now, instance, key, entries, false));
             }
             let Some(ticket) = self.outgrown(now, key) else { break Next::WaitUntil(now + ASK_FOR_MEMORY) };
             self.settle(ticket);
+            self.stats.ended_without(Verdict::NeverFits);
             resolved.push((ticket, Verdict::NeverFits));
         };
         Planned { resolved, next }
@@ -83,7 +86,7 @@ impl Scheduler {
             self.retries.push_front(retry);
             return Next::WaitUntil(now + ASK_FOR_MEMORY);
         }
-        Next::Run(self.start(now, instance, retry.key, retry.entries))
+        Next::Run(self.start(now, instance, retry.key, retry.entries, true))
     }
 
     /// The elements of a batch, and the length that it is padded to.
@@ -184,11 +187,28 @@ impl Scheduler {
         Vec::new()
     }
 
-    fn start(&mut self, now: Time, instance: InstanceId, key: GroupKey, entries: Vec<Entry>) -> Batch {
+    fn start(
+        &mut self,
+        now: Time,
+        instance: InstanceId,
+        key: GroupKey,
+        entries: Vec<Entry>,
+        again: bool,
+    ) -> Batch {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         self.owed.extend(entries.iter().map(|entry| (entry.ticket, entry.due())));
         let (elements, padded_len) = self.shape_of(key, &entries);
+        self.stats.started(
+            now,
+            &Started {
+                items: entries.len() as u64,
+                cost: entries.iter().map(|entry| u64::from(entry.cost)).sum(),
+                elements,
+                left_behind: if again { 0 } else { self.queue.waiting_in(key) as u64 },
+                again,
+            },
+        );
         let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let predicted = self.costs.predict(key, items, elements);
         let running = Running { instance, key, entries: entries.clone(), elements, started: now, predicted };

@@ -1,6 +1,7 @@
 //! Tests as specifications: exact times for decisions, real threads only for the batcher.
 
 mod adaptive;
+mod advice;
 mod batcher;
 mod breaker;
 mod bucket;
@@ -12,6 +13,8 @@ mod properties;
 mod rate;
 mod reference;
 mod scheduler;
+mod stats;
 mod stress;
 mod support;
 mod threads;
+mod virtual_time;
