@@ -34,7 +34,7 @@ pub mod tensor;
 pub mod torch;
 
 pub use service::{
-    Backpressure, BatchingConfig, BatchingMode, DynamicBatchConfig, DynamicBatchingService, Request,
-    RequestId, RequestInput, Response, ServiceError,
+    Backpressure, BatchingConfig, BatchingMode, DynamicBatchConfig, DynamicBatchingService, MetricsSummary,
+    Request, RequestId, RequestInput, Response, ServiceError, ServiceStats,
 };
 pub use trustformers_batching::{OptimizationTarget, PaddingStrategy, Priority};

@@ -23,6 +23,7 @@
 
 mod config;
 mod request;
+mod stats;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,11 +34,12 @@ use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
     Batcher, ClientId, Failure, InstanceId, Instances, ModelError, MonotonicClock, Observer, Rejection,
-    Submission, Ticket,
+    Scheduler, Submission, Ticket, Time,
 };
 
 pub use self::config::{Backpressure, BatchingConfig, BatchingMode, DynamicBatchConfig};
 pub use self::request::{Request, RequestId, RequestInput, Response};
+pub use self::stats::{MetricsSummary, ServiceStats};
 use crate::backend::encoder::{self, EncoderOptions};
 use crate::backend::{DynModel, Input, Loaded, Output, Signature};
 use crate::config::{Settings, cache_folders};
@@ -152,6 +154,14 @@ impl DynamicBatchingService {
         let input = Arc::new(running.read(input)?);
         let output = running.run(&input, priority, deadline).await?;
         Ok(Response { id, output, latency: submitted_at.elapsed(), metadata })
+    }
+
+    /// What the service did since it was started; zeros while it does not run.
+    pub async fn get_stats(&self) -> ServiceStats {
+        match self.running() {
+            Ok(running) => running.batcher.inspect(ServiceStats::of),
+            Err(_) => ServiceStats::of(&Scheduler::new(self.config.scheduler(1)), Time::ZERO),
+        }
     }
 
     /// Takes no more requests, lets what waits run, and ends the threads.
