@@ -42,15 +42,6 @@ fn a_chunked_body_that_stops_is_408() {
 }
 
 #[test]
-fn half_a_header_is_hung_up_on_in_time() {
-    let running = start(&impatient());
-    let mut slow = running.connect();
-    slow.send(b"POST /models/delay/predict HTTP/1.1\r\nhost: te");
-    assert!(slow.closes_silently());
-    running.still_serves();
-}
-
-#[test]
 fn a_client_that_says_nothing_is_hung_up_on_in_time_and_holds_nobody_up() {
     let running = start(&impatient());
     let mut silent: Vec<_> = (0..20).map(|_| running.connect()).collect();
@@ -70,17 +61,6 @@ fn a_reply_never_waits_for_the_next_request() {
     assert_eq!(connection.reply().status, 200, "with half a request behind it");
     connection.send(b"lth/live HTTP/1.1\r\nhost: t\r\n\r\n");
     assert_eq!(connection.reply().status, 200);
-}
-
-#[test]
-fn what_is_not_http_is_400_and_hung_up_on() {
-    let running = start(INSTANT);
-    for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"nonsense\r\n\r\n"] {
-        let mut connection = running.connect();
-        connection.send(bytes);
-        assert!(connection.read_rest().starts_with("HTTP/1.1 400"));
-    }
-    running.still_serves();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
-//! - `errors`, `malformed`, `clients`: what is refused, and who misbehaves
+//! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
 //! - `shutdown`, `stopping`, `cli`, `looks`: how it ends, and the command line
@@ -23,6 +23,7 @@ mod cli;
 mod clients;
 mod embeddings;
 mod errors;
+mod heads;
 mod health;
 mod inference;
 mod keys;

@@ -6,15 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::config::{ServerSettings, Settings};
-use crate::http::Outer;
+use crate::http::{Outer, connection};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, SourceError};
 
@@ -114,15 +111,17 @@ pub async fn run(listener: TcpListener, app: Arc<App>, mut stop: watch::Receiver
         // A failure is the version's state, which readiness shows, and a log line.
         loads.spawn(async move { drop(version.load().await) });
     }
-    let connections = GracefulShutdown::new();
+    // Each connection holds a receiver, so that the sender sees when the last has ended.
+    let (stopping, _) = watch::channel(());
     tokio::select! {
-        () = accept(&listener, &app, &connections) => {}
+        () = accept(&listener, &app, &stopping) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(listener);
     app.draining.store(true, Ordering::Relaxed);
     let deadline = Instant::now() + app.settings.shutdown_timeout;
-    let mut finished = pin!(connections.shutdown());
+    stopping.send_replace(());
+    let mut finished = pin!(stopping.closed());
     let finishing = async {
         tokio::select! {
             () = &mut finished => {}
@@ -150,7 +149,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &GracefulShutdown) {
+async fn accept(listener: &TcpListener, app: &Arc<App>, stopping: &watch::Sender<()>) {
     let service = Outer::new(Arc::clone(app));
     let places = Arc::new(Semaphore::new(app.settings.max_connections));
     loop {
@@ -163,29 +162,15 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &GracefulSh
                 continue;
             }
         };
-        let connection = connections.watch(connection(stream, service.clone(), app.settings.request_timeout));
+        let connection = connection::serve(stream, service.clone(), stopping.subscribe());
         let app = Arc::clone(app);
         tokio::spawn(async move {
             app.metrics.connections.inc();
-            // A connection ends by its client's leaving as often as not; there is nobody to tell.
-            drop(connection.await);
+            connection.await;
             app.metrics.connections.dec();
             drop(place);
         });
     }
-}
-
-fn connection(
-    stream: TcpStream,
-    service: Outer,
-    header_timeout: Duration,
-) -> http1::Connection<TokioIo<TcpStream>, Outer> {
-    // Small replies must not wait for more; where it cannot be set they are slower and still right.
-    drop(stream.set_nodelay(true));
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .serve_connection(TokioIo::new(stream), service)
 }
 
 async fn after_failed_accept(error: &io::Error) {

@@ -17,7 +17,7 @@ use super::error::{ApiError, Code};
 
 /// How long a body that nobody read is read on and thrown away, so that a client who is still sending it
 /// sees the reply instead of a broken connection.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// A request's body; what is left of it when it is dropped is read for [`LINGER`].
 pub(super) struct Watched {

@@ -20,9 +20,11 @@ pub enum Code {
     MethodNotAllowed,
     RequestTimeout,
     BodyTooLarge,
+    UriTooLong,
     UnsupportedMediaType,
     InvalidInput,
     QueueFull,
+    HeadersTooLarge,
     ModelFailed,
     ModelNotReady,
     ShuttingDown,
@@ -31,7 +33,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for tests and documentation.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 16] = [
         Code::MalformedRequest,
         Code::ModelNotFound,
         Code::VersionNotFound,
@@ -39,9 +41,11 @@ impl Code {
         Code::MethodNotAllowed,
         Code::RequestTimeout,
         Code::BodyTooLarge,
+        Code::UriTooLong,
         Code::UnsupportedMediaType,
         Code::InvalidInput,
         Code::QueueFull,
+        Code::HeadersTooLarge,
         Code::ModelFailed,
         Code::ModelNotReady,
         Code::ShuttingDown,
@@ -58,9 +62,11 @@ impl Code {
             Code::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
             Code::RequestTimeout => ("request_timeout", StatusCode::REQUEST_TIMEOUT),
             Code::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE),
+            Code::UriTooLong => ("uri_too_long", StatusCode::URI_TOO_LONG),
             Code::UnsupportedMediaType => ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
             Code::InvalidInput => ("invalid_input", StatusCode::UNPROCESSABLE_ENTITY),
             Code::QueueFull => ("queue_full", StatusCode::TOO_MANY_REQUESTS),
+            Code::HeadersTooLarge => ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             Code::ModelFailed => ("model_failed", StatusCode::INTERNAL_SERVER_ERROR),
             Code::ModelNotReady => ("model_not_ready", StatusCode::SERVICE_UNAVAILABLE),
             Code::ShuttingDown => ("shutting_down", StatusCode::SERVICE_UNAVAILABLE),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+pub(crate) mod connection;
 pub mod error;
 mod health;
 mod infer;

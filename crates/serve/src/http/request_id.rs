@@ -27,7 +27,7 @@ impl RequestId {
     }
 
     /// Unique in this process, and among processes by the seed of the standard library's hash maps.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("request id"));
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // An odd factor is a bijection of u64: ids differ as long as the counter does.

@@ -27,6 +27,7 @@ from trustformers_serve.errors import (  # noqa: E402
     ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
+    HeadersTooLargeError,
     InvalidInputError,
     MalformedRequestError,
     MethodNotAllowedError,
@@ -44,6 +45,7 @@ from trustformers_serve.errors import (  # noqa: E402
     TrustformersError,
     UnexpectedReplyError,
     UnsupportedMediaTypeError,
+    UriTooLongError,
     VersionNotFoundError,
 )
 from trustformers_serve.server import Server  # noqa: E402
@@ -66,6 +68,7 @@ __all__ = [
     "ConnectionBrokenError",
     "ConnectionFailedError",
     "DeadlineExceededError",
+    "HeadersTooLargeError",
     "InvalidInputError",
     "MalformedRequestError",
     "MethodNotAllowedError",
@@ -85,6 +88,7 @@ __all__ = [
     "TrustformersError",
     "UnexpectedReplyError",
     "UnsupportedMediaTypeError",
+    "UriTooLongError",
     "VersionNotFoundError",
     "__version__",
 ]

@@ -102,7 +102,7 @@ class ApiError(TrustformersError):
 
 
 class MalformedRequestError(ApiError):
-    """The body is not JSON or MessagePack, or lacks a field."""
+    """The body is not JSON or MessagePack, or lacks a field; or what was sent is not HTTP."""
 
     code = "malformed_request"
     status = 400
@@ -137,7 +137,7 @@ class MethodNotAllowedError(ApiError):
 
 
 class RequestTimeoutError(ApiError):
-    """The body arrived too slowly."""
+    """The request's head or body arrived too slowly."""
 
     code = "request_timeout"
     status = 408
@@ -148,6 +148,13 @@ class BodyTooLargeError(ApiError):
 
     code = "body_too_large"
     status = 413
+
+
+class UriTooLongError(ApiError):
+    """The request's URI is longer than the server reads."""
+
+    code = "uri_too_long"
+    status = 414
 
 
 class UnsupportedMediaTypeError(ApiError):
@@ -169,6 +176,13 @@ class QueueFullError(ApiError):
 
     code = "queue_full"
     status = 429
+
+
+class HeadersTooLargeError(ApiError):
+    """The request's headers are more, or longer, than the server reads."""
+
+    code = "headers_too_large"
+    status = 431
 
 
 class ModelFailedError(ApiError):
@@ -209,9 +223,11 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
         MethodNotAllowedError,
         RequestTimeoutError,
         BodyTooLargeError,
+        UriTooLongError,
         UnsupportedMediaTypeError,
         InvalidInputError,
         QueueFullError,
+        HeadersTooLargeError,
         ModelFailedError,
         ModelNotReadyError,
         ShuttingDownError,
