@@ -157,11 +157,7 @@ impl Running {
 
     /// Waits until `condition` holds: for what happens on another thread and has no event to wait for.
     pub(crate) fn eventually(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !condition(self) {
-            assert!(Instant::now() < deadline, "{what} did not happen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        eventually(what, || condition(self));
     }
 
     /// Waits until exactly `count` requests wait for the delay model.
@@ -187,13 +183,27 @@ impl Running {
     }
 }
 
+/// The same without a server of this process.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn queue(version: &Arc<Version>) -> Option<usize> {
     version.ready().map(|running| running.queued().entries)
 }
 
 /// The names of this process's threads.
 pub(crate) fn threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+    threads_of("self")
+}
+
+/// The same of another process, by its id.
+pub(crate) fn threads_of(process: &str) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("Linux");
     tasks
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
         .map(|name| name.trim_end().to_owned())

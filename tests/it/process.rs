@@ -97,6 +97,11 @@ impl Process {
         self.addr
     }
 
+    /// Its id.
+    pub(crate) fn id(&self) -> String {
+        self.child.id().to_string()
+    }
+
     pub(crate) fn connect(&self) -> Connection {
         Connection::open(self.addr)
     }
@@ -116,7 +121,7 @@ impl Process {
 
     /// Sends a signal by its name, as `kill` has it.
     pub(crate) fn signal(&self, name: &str) {
-        let kill = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let kill = Command::new("kill").args([&format!("-{name}"), &self.id()]).status();
         assert!(kill.is_ok_and(|status| status.success()), "kill -{name}");
     }
 

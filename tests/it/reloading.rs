@@ -7,19 +7,20 @@ use serde_json::json;
 
 use crate::client::Connection;
 use crate::fixtures::minilm;
-use crate::harness::{DELAY, MINILM, Running, start, threads, threads_named};
+use crate::harness::{DELAY, MINILM, eventually, threads_of};
+use crate::process::{Process, serve};
 
 const CYCLES: usize = 50;
 
 /// Requests until told to stop: how many were answered, how many found the model not ready.
 fn press(
-    running: &Running,
+    server: &Process,
     path: &str,
     body: &serde_json::Value,
     stop: &AtomicBool,
     may_be_gone: bool,
 ) -> (usize, usize) {
-    let mut connection: Connection = running.connect();
+    let mut connection: Connection = server.connect();
     let (mut served, mut gone) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         let reply = connection.post(path, body);
@@ -32,8 +33,8 @@ fn press(
     (served, gone)
 }
 
-fn resident_bytes() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+fn resident_bytes(server: &Process) -> usize {
+    let pages = std::fs::read_to_string(format!("/proc/{}/statm", server.id())).unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
@@ -50,39 +51,73 @@ fn cycle(control: &mut Connection) {
     }
 }
 
+/// The server as users start it, whose memory is not that of its clients and has the binary's allocators.
+fn server() -> Process {
+    let config = format!(
+        "{}models.minilm.warmup = 0\nmodels.minilm.instances = 2\nmodels.delay.instances = 2\n\
+         models.delay.delay.batch_time = '200us'\nserver.workers = 2\n",
+        minilm()
+    );
+    let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::fs::write(file.path(), config).unwrap();
+    let mut server = serve(&["--config", file.path().to_str().unwrap()]);
+    server.read_until("ready");
+    server
+}
+
 #[test]
 fn fifty_unloads_and_reloads_under_load_fail_no_request_and_leave_nothing_behind() {
-    let running = start(&format!(
-        "{}models.minilm.warmup = 0\nmodels.minilm.instances = 2\nmodels.delay.instances = 2\n\
-         models.delay.delay.batch_time = '200us'\n",
-        minilm()
-    ));
-    let stop = AtomicBool::new(false);
-    let named = || (threads_named("delay:"), threads_named("minilm:"));
+    let server = server();
+    let named = || {
+        let threads = threads_of(&server.id());
+        ["delay:", "minilm:"].map(|model| threads.iter().filter(|name| name.starts_with(model)).count())
+    };
+    // The async workers and the pool of blocking threads: a load that comes before the thread of the last one
+    // is back in the pool starts another, which ends after 10 s of idling.
+    let pooled = || threads_of(&server.id()).iter().filter(|name| name.starts_with("http")).count();
+    let others = || threads_of(&server.id()).len() - pooled();
     // Threads name themselves as they begin.
-    running.eventually("all threads are there", |_| named() == (3, 3));
-    let mut control = running.connect();
+    eventually("all threads are there", || named() == [3, 3]);
+    let before = others();
+    let mut control = server.connect();
     let mut samples = Vec::new();
+    let stop = AtomicBool::new(false);
     let (delay, text) = thread::scope(|scope| {
-        let (running, stop) = (&running, &stop);
-        let delay = scope.spawn(move || press(running, DELAY, &json!([1.0]), stop, false));
-        let text = scope.spawn(move || press(running, MINILM, &json!("a text"), stop, true));
+        let (server, stop) = (&server, &stop);
+        let delay = scope.spawn(move || press(server, DELAY, &json!([1.0]), stop, false));
+        let text = scope.spawn(move || press(server, MINILM, &json!("a text"), stop, true));
         for _ in 0..CYCLES {
             cycle(&mut control);
-            samples.push((threads().len(), resident_bytes()));
+            samples.push((pooled(), resident_bytes(server)));
         }
         stop.store(true, Ordering::Relaxed);
         (delay.join().expect("no failure"), text.join().expect("no failure"))
     });
-    running.eventually("each instance and its timer has one thread", |_| named() == (3, 3));
-    // The first cycles warm allocators and thread pools up. What is resident at one moment under load is
-    // now more, now less: the usual at the end is held against the most at the beginning.
-    let (warm, end) = (&samples[5..20], &samples[CYCLES - 15..]);
-    let threads = |samples: &[(usize, usize)]| median(samples.iter().map(|sample| sample.0));
-    assert_eq!(threads(end), threads(warm), "{samples:?}");
-    let most = warm.iter().map(|sample| sample.1).max().unwrap_or_default();
-    assert!(median(end.iter().map(|sample| sample.1)) as f64 <= most as f64 * 1.05, "{samples:?}");
+    eventually("each instance and its timer has one thread", || named() == [3, 3]);
+    assert_eq!(others(), before, "{:?}", threads_of(&server.id()));
+    // Once the first cycles have warmed allocators and thread pools up. What a batch needs is now resident and
+    // now not, so each is the usual of five cycles.
+    let (early, late) = (&samples[5..10], &samples[CYCLES - 5..]);
+    // One that leaked in each cycle would make 40 more.
+    let pool = |samples: &[(usize, usize)]| median(samples.iter().map(|sample| sample.0));
+    assert!(pool(late) <= pool(early) + 3, "{samples:?}");
+    let resident = |samples: &[(usize, usize)]| median(samples.iter().map(|sample| sample.1)) as f64;
+    let growth = resident(late) / resident(early);
+    assert!((0.95..=1.05).contains(&growth), "{growth}: {samples:?}");
     assert!(delay.0 > CYCLES && delay.1 == 0, "{delay:?}");
     assert!(text.0 > 0 && text.1 > 0, "{text:?}");
-    running.still_serves();
+    assert_eq!(server.connect().post(DELAY, &json!([1.0])).ok()["data"], json!([1.0]));
+}
+
+#[test]
+fn an_unloaded_model_gives_its_memory_back() {
+    let server = server();
+    let mut control = server.connect();
+    // Once each way, so that what stays is there.
+    cycle(&mut control);
+    let loaded = resident_bytes(&server);
+    control.post("/models/minilm/unload", &json!(null)).ok();
+    let unloaded = resident_bytes(&server);
+    // Its packed weights are 42 MB.
+    assert!(unloaded + 40_000_000 <= loaded, "{loaded} bytes, unloaded {unloaded}");
 }

@@ -11,6 +11,7 @@ use super::loader;
 use super::running::Running;
 use super::sources::Source;
 use crate::metrics::{Metrics, VersionMetrics};
+use crate::torch::memory::Turnover;
 
 /// What a version does now, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +146,11 @@ impl Version {
             }
         }
         let version = Arc::clone(self);
-        let loaded = spawn_blocking(move || version.load_now()).await;
+        let loading = move || {
+            let _turnover = Turnover::begin();
+            version.load_now()
+        };
+        let loaded = spawn_blocking(loading).await;
         loaded.unwrap_or_else(|panic| Err(self.fail(format!("the loader panicked: {panic}"))))
     }
 
@@ -212,7 +217,13 @@ impl Version {
         };
         if let Some(old) = old {
             // A join of threads that end by themselves; if the task is lost with the runtime, so is the model.
-            drop(spawn_blocking(move || old.drain()).await);
+            let unloading = move || {
+                let turnover = Turnover::begin();
+                old.drain();
+                drop(old);
+                drop(turnover);
+            };
+            drop(spawn_blocking(unloading).await);
             self.slot.write().state = State::Unloaded;
             tracing::info!(model = self.model(), version = self.name(), "unloaded");
         }
