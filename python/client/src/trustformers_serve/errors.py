@@ -108,6 +108,13 @@ class MalformedRequestError(ApiError):
     status = 400
 
 
+class PriorityNotAllowedError(ApiError):
+    """The request asks for a higher priority than `batching.max_priority`."""
+
+    code = "priority_not_allowed"
+    status = 403
+
+
 class ModelNotFoundError(ApiError):
     """The server has no model of that name."""
 
@@ -171,11 +178,25 @@ class QueueFullError(ApiError):
     status = 429
 
 
+class OverloadedError(ApiError):
+    """The request would wait far longer than `batching.latency_slo`; `retry_after` says when to try again."""
+
+    code = "overloaded"
+    status = 429
+
+
 class ModelFailedError(ApiError):
     """The model failed to run or to load; the message has its reason."""
 
     code = "model_failed"
     status = 500
+
+
+class BreakerOpenError(ApiError):
+    """The model keeps failing and is left alone; `retry_after` says until when."""
+
+    code = "breaker_open"
+    status = 503
 
 
 class ModelNotReadyError(ApiError):
@@ -203,6 +224,7 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
     str(error.code): error
     for error in (
         MalformedRequestError,
+        PriorityNotAllowedError,
         ModelNotFoundError,
         VersionNotFoundError,
         RouteNotFoundError,
@@ -212,7 +234,9 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
         UnsupportedMediaTypeError,
         InvalidInputError,
         QueueFullError,
+        OverloadedError,
         ModelFailedError,
+        BreakerOpenError,
         ModelNotReadyError,
         ShuttingDownError,
         DeadlineExceededError,
