@@ -12,12 +12,12 @@ use crate::harness::{BUSY, DELAY, Running, quoted, start};
 use crate::replay::events;
 
 /// A server whose scheduler's calls can be read when it has stopped.
-fn logged(config: &str, folder: &Path) -> Running {
+pub(crate) fn logged(config: &str, folder: &Path) -> Running {
     start(&format!("{config}models.delay.batching.event_log = {}\n", quoted(folder)))
 }
 
 /// Stops a server; the tickets of its batches, in the order in which they ran.
-fn batches(running: Running, folder: &Path) -> Vec<Vec<Ticket>> {
+pub(crate) fn batches(running: Running, folder: &Path) -> Vec<Vec<Ticket>> {
     running.server.stop();
     let batch = |event: Event| match event {
         Event::Plan { batch: Some((_, tickets)), .. } => Some(tickets),
@@ -97,4 +97,57 @@ fn the_most_urgent_leaves_first() {
     assert_eq!(ran[..3], [Priority::Low, Priority::Low, Priority::Normal]);
     assert_eq!(ran[5..], [Priority::High, Priority::Critical, Priority::Critical]);
     assert!(overtook > 0, "nobody overtook anybody");
+}
+
+#[test]
+fn a_client_that_floods_leaves_turns_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "models.delay.delay.batch_time = '50ms'\nmodels.delay.batching.max_batch_size = 1\n";
+    let running = logged(config, folder.path());
+    let mut flood = running.connect();
+    let many = json!({ "instances": vec![[1.0]; 20] }).to_string();
+    flood.start("POST", DELAY, &[JSON, ("authorization", "Bearer flood")], many.as_bytes());
+    running.eventually("the flood waits", |running| running.queued("delay") > 10);
+    let mut others = [running.connect(), running.connect()];
+    others[0].start("POST", DELAY, &[JSON, ("x-client-id", "one")], b"[1]");
+    others[1].start("POST", DELAY, &[JSON, ("x-api-key", "two")], b"[1]");
+    others.iter_mut().for_each(|other| assert_eq!(other.reply().status, 200));
+    assert!(running.queued("delay") > 0, "they did not wait for the flood to end");
+    assert_eq!(flood.reply().status, 200);
+    running.server.stop();
+    // For each of the others that waits: how many of the flood have left since it came.
+    let mut waits: Vec<(Ticket, usize)> = Vec::new();
+    let mut served = 0;
+    for event in events(&folder.path().join("delay@1.1.jsonl")) {
+        match event {
+            Event::Submit { entry, rejection: None, .. } if entry.ticket >= Ticket(20) => {
+                waits.push((entry.ticket, 0));
+            }
+            Event::Plan { batch: Some((_, tickets)), .. } if tickets[0] >= Ticket(20) => {
+                let place = waits.iter().position(|(ticket, _)| *ticket == tickets[0]).unwrap();
+                let (ticket, passed) = waits.remove(place);
+                assert!(passed <= 2, "{ticket:?} waited for {passed} of the flood");
+                served += 1;
+            }
+            Event::Plan { batch: Some(_), .. } => waits.iter_mut().for_each(|(_, passed)| *passed += 1),
+            _ => {}
+        }
+    }
+    assert_eq!(served, 2);
+}
+
+#[test]
+fn an_adaptive_limit_follows_the_objective_and_shows() {
+    let running = start(
+        "models.delay.delay = { batch_time = '0ms', item_time = '1ms' }\n\
+         models.delay.batching = { mode = 'adaptive', latency_slo = '8ms' }\n",
+    );
+    assert_eq!(running.count("delay", "batch_limit"), 32);
+    let mut connection = running.connect();
+    for _ in 0..25 {
+        // Some may be refused: what is over the objective is.
+        connection.post(DELAY, &json!({ "instances": vec![[1.0]; 32] }));
+    }
+    let limit = running.count("delay", "batch_limit");
+    assert!((1..32).contains(&limit), "{limit}: batches of 32 take four times the objective");
 }

@@ -1,7 +1,8 @@
-//! Every configuration key with two values, each of which makes a running server do something else.
+//! Every configuration key with two values, each of which makes a running server do something else; those of
+//! `[batching]` are in `batching_keys`.
 
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -13,10 +14,10 @@ use crate::harness::{
 use crate::process::serve;
 
 /// A value as TOML writes it, and what it makes of the server.
-type Case<'a, T> = (&'a str, T);
+pub(crate) type Case<'a, T> = (&'a str, T);
 
 /// Sets `key`, in which NAME stands for `model`, to each value and asserts what is observed.
-fn two_values_of<T: PartialEq + Debug>(
+pub(crate) fn two_values_of<T: PartialEq + Debug>(
     model: &str,
     key: &str,
     first: Case<'_, T>,
@@ -31,7 +32,7 @@ fn two_values_of<T: PartialEq + Debug>(
 }
 
 /// The same for a key of no model.
-fn two_values<T: PartialEq + Debug>(
+pub(crate) fn two_values<T: PartialEq + Debug>(
     key: &str,
     first: Case<'_, T>,
     second: Case<'_, T>,
@@ -41,7 +42,7 @@ fn two_values<T: PartialEq + Debug>(
 }
 
 /// The same for `batching.KEY` and `models.NAME.batching.KEY`, of which the model's own wins.
-fn two_values_for_all_and_one<T: PartialEq + Debug + Clone>(
+pub(crate) fn two_values_for_all_and_one<T: PartialEq + Debug + Clone>(
     key: &str,
     first: Case<'_, T>,
     second: Case<'_, T>,
@@ -217,96 +218,6 @@ fn builtin_models_folder() {
     two_values("builtin_models", (&here, "ready".to_owned()), (&nothing, "failed".to_owned()), |line| {
         let running = start_settled(&format!("{line}models.minilm.load = true\n"));
         running.get("/health/ready").json()["models"][0]["state"].as_str().unwrap().to_owned()
-    });
-}
-
-/// Whether a lone request is answered long before its batch is full and its window ends.
-fn lone_request_is_answered(line: &str) -> bool {
-    let running = start(&format!(
-        "{line}{INSTANT}models.delay.batching.max_batch_size = 2\nmodels.delay.batching.max_wait_time = '30s'\n"
-    ));
-    match running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": 1500 })).status {
-        200 => true,
-        status => {
-            assert_eq!((status, running.count("delay", "executed_batches")), (504, 0));
-            false
-        }
-    }
-}
-
-#[test]
-fn mode() {
-    two_values_for_all_and_one("mode", ("'dynamic'", true), ("'fixed'", false), lone_request_is_answered);
-}
-
-#[test]
-fn dispatch() {
-    two_values_for_all_and_one("dispatch", ("'eager'", true), ("'window'", false), lone_request_is_answered);
-}
-
-/// Batches that four items of one call make.
-fn batches_of_four(line: &str) -> u64 {
-    let running = start(&format!("{line}{INSTANT}"));
-    assert_eq!(running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] })).status, 200);
-    running.count("delay", "executed_batches")
-}
-
-#[test]
-fn max_batch_size() {
-    two_values_for_all_and_one("max_batch_size", ("4", 1), ("2", 2), batches_of_four);
-}
-
-#[test]
-fn max_batch_tokens() {
-    two_values_for_all_and_one("max_batch_tokens", ("4", 1), ("1", 4), batches_of_four);
-}
-
-#[test]
-fn max_wait_time() {
-    two_values_for_all_and_one("max_wait_time", ("'1ms'", true), ("'30s'", false), |line| {
-        let running = start(&format!("{line}{INSTANT}models.delay.batching.mode = 'fixed'\n"));
-        let started = Instant::now();
-        let mut alone = running.post_later(DELAY, &json!({ "data": [1.0], "timeout_ms": 1000 }));
-        let status = alone.reply().status;
-        assert_eq!(status == 504, started.elapsed() >= Duration::from_secs(1), "{status}");
-        status == 200
-    });
-}
-
-/// How many of four items of one call the queue takes.
-fn admitted_of_four(line: &str) -> usize {
-    let running = start(&format!("{line}{INSTANT}"));
-    let reply = running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] })).ok();
-    let predictions = reply["predictions"].as_array().unwrap();
-    predictions.iter().filter(|prediction| prediction["data"].is_array()).count()
-}
-
-#[test]
-fn max_queue_size() {
-    two_values_for_all_and_one("max_queue_size", ("4", 200), ("3", 422), |line| {
-        let running = start(&format!("{line}{INSTANT}"));
-        running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0], [4.0]] })).status
-    });
-}
-
-#[test]
-fn max_queue_tokens() {
-    two_values_for_all_and_one("max_queue_tokens", ("100", 4), ("2", 2), admitted_of_four);
-}
-
-#[test]
-fn event_log() {
-    let root = tempfile::tempdir().unwrap();
-    let [one, two] = ["one", "two"].map(|name| quoted(&root.path().join(name)));
-    two_values_for_all_and_one("event_log", (&one, vec!["one"]), (&two, vec!["two"]), |line| {
-        let running = start(&format!("{line}{INSTANT}"));
-        running.still_serves();
-        running.server.stop();
-        let folder = |name: &&str| root.path().join(name);
-        let logged = ["one", "two"].into_iter().filter(|name| folder(name).join("delay@1.1.jsonl").is_file());
-        let logged: Vec<_> = logged.collect();
-        logged.iter().for_each(|name| std::fs::remove_dir_all(folder(name)).unwrap());
-        logged
     });
 }
 

@@ -7,7 +7,8 @@
 //! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
 //! - `shutdown`, `stopping`, `cli`, `looks`: how it ends, and the command line
-//! - `keys`, `tidy`: every configuration key moves something; the arrows between crates
+//! - `isolation`: failing models, full devices, stalled instances, and who is spared
+//! - `keys`, `batching_keys`, `tidy`: every configuration key moves something; the arrows between crates
 
 // Everything here is a test: a failed expectation is how it reports.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
@@ -18,6 +19,7 @@ mod harness;
 mod process;
 
 mod batching;
+mod batching_keys;
 mod cancellation;
 mod cli;
 mod clients;
@@ -26,6 +28,7 @@ mod errors;
 mod heads;
 mod health;
 mod inference;
+mod isolation;
 mod keys;
 mod limits;
 mod looks;

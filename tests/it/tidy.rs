@@ -158,20 +158,24 @@ fn tests() -> Vec<(PathBuf, String)> {
 
 #[test]
 fn every_configuration_key_has_a_test_with_two_values() {
-    let text = fs::read_to_string(root().join("tests/it/keys.rs")).unwrap();
-    let dense: String = text.split_whitespace().collect();
+    let text = |file: &str| fs::read_to_string(root().join("tests/it").join(file)).unwrap();
+    let both = text("keys.rs") + &text("batching_keys.rs");
+    let dense: String = both.split_whitespace().collect();
     for key in trustformers_serve::config::known_keys() {
         let each = key.rsplit_once("batching.").map_or("", |(_, last)| last);
         let tested = dense.contains(&format!("two_values(\"{key}\""))
             || dense.contains(&format!(",\"{key}\","))
             || (!each.is_empty() && dense.contains(&format!("two_values_for_all_and_one(\"{each}\"")));
-        assert!(tested, "tests/it/keys.rs has no two values of {key}");
+        assert!(tested, "no test has two values of {key}");
     }
 }
 
 /// The families that a server shows once each of them was moved.
 fn families() -> BTreeSet<String> {
-    let running = start(&format!("{}models.delay.delay.batch_time = '0ms'\n", minilm()));
+    let running = start(&format!(
+        "{}models.delay.delay.batch_time = '0ms'\nmodels.delay.batching.memory_limit = '1KB'\n",
+        minilm()
+    ));
     running.post(MINILM, &json!("text")).ok();
     running.post(DELAY, &json!([1.0])).ok();
     // Refused at admission.

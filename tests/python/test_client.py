@@ -16,6 +16,7 @@ from trustformers_serve import _calls
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import MSGPACK, Reply
 from trustformers_serve.builtin import default_folder
+from trustformers_serve.config import ModelSettings
 
 
 def test_predict_agrees_with_torch(client: ts.Client) -> None:
@@ -183,3 +184,53 @@ def test_a_full_queue_refuses_and_says_when_to_return(slow_server: ts.Server) ->
     for error in failures:
         assert isinstance(error, ts.QueueFullError)
         assert error.retry_after is not None
+
+
+def test_a_model_that_keeps_failing_is_left_alone_until_reset(
+    model_files: dict[str, ModelSettings], make_client: MakeClient
+) -> None:
+    config = ts.ServerConfig(
+        server={"port": 0},
+        device={"default": "cpu"},
+        batching={"breaker": {"failures": 2, "open": "1h"}},
+        models={"fussy": model_files["fussy"]},
+    )
+    with ts.Server(config) as server:
+        client = make_client(base_url=server.url, max_retries=0)
+        for _ in range(2):
+            with pytest.raises(ts.ModelFailedError):
+                client.predict("fussy", [-1.0] * 3)
+        with pytest.raises(ts.BreakerOpenError) as caught:
+            client.predict("fussy", [1.0] * 3)
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after > 3000
+        assert client.reset_breaker("fussy")["breaker"]["state"] == "closed"
+        assert client.predict("fussy", [1.0] * 3) is not None
+
+
+def test_what_would_wait_too_long_is_overloaded(make_client: MakeClient) -> None:
+    config = ts.ServerConfig(
+        server={"port": 0},
+        device={"default": "cpu"},
+        batching={"latency_slo": "10ms", "max_wait_time": "0ms", "max_batch_size": 1},
+        models={"delay": {"delay": {"batch_time": "20ms"}}},
+    )
+    with ts.Server(config) as server:
+        client = make_client(base_url=server.url, max_retries=0)
+        for _ in range(10):
+            client.predict("delay", [1.0])
+        results = client.predict_batch("delay", [[1.0]] * 20, raise_on_error=False)
+    refused = [result for result in results if isinstance(result, ts.OverloadedError)]
+    assert 0 < len(refused) < 20
+
+
+def test_a_priority_may_not_be_allowed(make_client: MakeClient) -> None:
+    config = ts.ServerConfig(
+        server={"port": 0},
+        device={"default": "cpu"},
+        batching={"max_priority": "normal"},
+        models={"delay": {}},
+    )
+    with ts.Server(config) as server, pytest.raises(ts.PriorityNotAllowedError) as caught:
+        make_client(base_url=server.url).predict("delay", [1.0], priority="high")
+    assert caught.value.status == 403

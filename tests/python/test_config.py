@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_type_hints, is_typeddict
 
 import pytest
 import trustformers_serve as ts
@@ -14,7 +14,12 @@ from trustformers_serve import _core, config
 
 
 def keys_of(table: type, prefix: str) -> set[str]:
-    return {f"{prefix}.{name}" for name in get_type_hints(table)}
+    """Every key of a table and of the tables in it."""
+    keys: set[str] = set()
+    for name, kind in get_type_hints(table).items():
+        key = f"{prefix}.{name}"
+        keys |= keys_of(kind, key) if is_typeddict(kind) else {key}
+    return keys
 
 
 def test_the_typed_keys_are_the_keys_of_the_server() -> None:
@@ -24,9 +29,7 @@ def test_the_typed_keys_are_the_keys_of_the_server() -> None:
         | keys_of(config.LoggingSettings, "logging")
         | keys_of(config.DeviceSettings, "device")
         | keys_of(config.BatchingSettings, "batching")
-        | (keys_of(config.ModelSettings, model) - {f"{model}.batching", f"{model}.delay"})
-        | keys_of(config.BatchingSettings, f"{model}.batching")
-        | keys_of(config.DelaySettings, f"{model}.delay")
+        | keys_of(config.ModelSettings, model)
         | {"model_repository", "builtin_models"}
     )
     assert typed == set(_core.known_keys())

@@ -78,6 +78,7 @@ pub struct Job<I> {
     waits: Vec<Duration>,
     cost: u64,
     elements: u64,
+    bytes: u64,
     /// Its share of the device's memory, given back when it ends.
     _memory: Option<Reservation>,
 }
@@ -93,6 +94,10 @@ pub struct BatchRecord<'a> {
     pub cost: u64,
     /// What the model had to compute for them: the cost with padding.
     pub elements: u64,
+    /// What it was expected to need of memory; 0 where nothing is known.
+    pub bytes: u64,
+    /// The most bytes that it had allocated at once, where that is known.
+    pub peak_bytes: Option<u64>,
     /// How long each waited in the queue.
     pub waits: &'a [Duration],
     /// How long the model ran.
@@ -377,6 +382,8 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             size,
             cost: job.cost,
             elements: job.elements,
+            bytes: job.bytes,
+            peak_bytes,
             waits: &job.waits,
             busy,
             outcome,
@@ -525,6 +532,7 @@ fn job<I, O>(state: &State<I, O>, batch: Batch, memory: Option<Reservation>, now
         waits: Vec::with_capacity(batch.entries.len()),
         cost: 0,
         elements: batch.elements,
+        bytes: batch.bytes,
         _memory: memory,
     };
     for entry in batch.entries {

@@ -32,7 +32,7 @@ const ENOUGH: f64 = 8.0;
 const VARIED: f64 = 0.02;
 
 /// Counts and distributions of one scheduler; updated by it alone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stats {
     /// The first submit: shares and rates are of the time since.
     first: Option<Time>,
@@ -214,7 +214,7 @@ fn nanos(now: Time, earlier: Time) -> u64 {
 ///
 /// When all batches are alike, as under full load, a fit forgets how they would differ: what it said when
 /// it last knew is kept for those who ask about other batches than there are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Remembered {
     batches: f64,
     mean: f64,

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::config::{ServerSettings, Settings};
+use crate::http::client_id::Clients;
 use crate::http::{Outer, connection};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, SourceError};
@@ -33,6 +34,8 @@ pub struct App {
     pub registry: Registry,
     /// The metrics.
     pub metrics: Metrics,
+    /// Tells clients apart.
+    pub clients: Clients,
     /// For uptimes.
     pub started: Instant,
     /// Places for long texts on the pool of blocking threads: one a worker.
@@ -89,6 +92,7 @@ impl App {
             settings: server,
             registry,
             metrics,
+            clients: Clients::default(),
             started: Instant::now(),
             tokenising: Semaphore::new(settings.server.workers),
             in_flight: InFlight::default(),

@@ -12,9 +12,10 @@ use prometheus::{
 };
 use serde::Serialize;
 use trustformers_batching::batcher::BatchRecord;
-use trustformers_batching::{InstanceId, Rejection};
+use trustformers_batching::{BreakerState, InstanceId, Rejection};
 
 use self::busy::BusyWindow;
+use crate::registry::Now;
 
 /// From a tenth of a millisecond to a minute, about 2.5x a step.
 const SECONDS: &[f64] = &[
@@ -23,6 +24,8 @@ const SECONDS: &[f64] = &[
 ];
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const TOKENS: &[f64] = &[8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131_072.0];
+
+const RATIOS: &[f64] = &[0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 const VERSION: &[&str] = &["model", "version"];
 
@@ -36,6 +39,10 @@ pub struct Metrics {
     compute_duration: HistogramVec,
     batch_size: HistogramVec,
     batch_tokens: HistogramVec,
+    padding_ratio: HistogramVec,
+    breaker_state: IntGaugeVec,
+    stalled_instances: IntGaugeVec,
+    memory: IntGaugeVec,
     busy_ratio: GaugeVec,
     queue_depth: IntGaugeVec,
     rejections: IntCounterVec,
@@ -80,6 +87,23 @@ impl Metrics {
                 "Cost of a batch: tokens, or requests where a request is one item.",
                 TOKENS,
             )?,
+            padding_ratio: families.histograms(
+                "padding_ratio",
+                "Share of padding in what the model computed for a batch.",
+                RATIOS,
+            )?,
+            breaker_state: families.register(IntGaugeVec::new(
+                opts("breaker_state", "Whether the model is left alone: 0 closed, 1 half-open, 2 open."),
+                VERSION,
+            )?)?,
+            stalled_instances: families.register(IntGaugeVec::new(
+                opts("stalled_instances", "Instances whose batch runs for longer than stall_timeout."),
+                VERSION,
+            )?)?,
+            memory: families.register(IntGaugeVec::new(
+                opts("memory_bytes", "The limit of a batch, and what the last one was predicted to need and needed."),
+                &["model", "version", "kind"],
+            )?)?,
             busy_ratio: families.register(GaugeVec::new(
                 opts("instance_busy_ratio", "Share of the last 10 seconds in which the instance ran a batch."),
                 &["model", "version", "instance"],
@@ -110,6 +134,10 @@ impl Metrics {
             compute_duration: self.compute_duration.with_label_values(labels),
             batch_size: self.batch_size.with_label_values(labels),
             batch_tokens: self.batch_tokens.with_label_values(labels),
+            padding_ratio: self.padding_ratio.with_label_values(labels),
+            breaker_state: self.breaker_state.with_label_values(labels),
+            stalled_instances: self.stalled_instances.with_label_values(labels),
+            memory: self.memory.clone(),
             queue_depth: self.queue_depth.with_label_values(labels),
             prompt_tokens: self.tokens.with_label_values(&[model, version, "prompt"]),
             busy: (0..instances)
@@ -169,6 +197,11 @@ pub struct VersionMetrics {
     compute_duration: Histogram,
     batch_size: Histogram,
     batch_tokens: Histogram,
+    padding_ratio: Histogram,
+    breaker_state: IntGauge,
+    stalled_instances: IntGauge,
+    /// Its kinds show once they are known.
+    memory: IntGaugeVec,
     queue_depth: IntGauge,
     prompt_tokens: IntCounter,
     busy: Vec<(Mutex<BusyWindow>, Gauge)>,
@@ -246,6 +279,9 @@ impl VersionMetrics {
     pub fn batch_ended(&self, record: &BatchRecord<'_>) {
         self.batch_size.observe(record.size as f64);
         self.batch_tokens.observe(record.cost as f64);
+        self.padding_ratio.observe(padding_ratio(record));
+        self.knows_memory("predicted", Some(record.bytes).filter(|bytes| *bytes > 0));
+        self.knows_memory("peak", record.peak_bytes);
         self.compute_duration.observe(record.busy.as_secs_f64());
         for wait in record.waits {
             self.queue_duration.observe(wait.as_secs_f64());
@@ -257,10 +293,24 @@ impl VersionMetrics {
     }
 
     /// Brings the gauges up to date; called before they are read.
-    pub fn refresh(&self, queued: usize) {
-        self.queue_depth.set(i64::try_from(queued).unwrap_or(i64::MAX));
+    pub fn refresh(&self, now: &Now) {
+        self.queue_depth.set(i64::try_from(now.queued.entries).unwrap_or(i64::MAX));
+        self.breaker_state.set(match now.breaker {
+            None | Some(BreakerState::Closed) => 0,
+            Some(BreakerState::HalfOpen) => 1,
+            Some(BreakerState::Open { .. }) => 2,
+        });
+        self.stalled_instances.set(i64::try_from(now.stalled.len()).unwrap_or(i64::MAX));
+        self.knows_memory("limit", now.memory_limit);
         for (window, gauge) in &self.busy {
             gauge.set(window.lock().ratio(Instant::now()));
+        }
+    }
+
+    fn knows_memory(&self, kind: &str, bytes: Option<u64>) {
+        if let Some(bytes) = bytes {
+            let gauge = self.memory.with_label_values(&[&self.model, &self.version, kind]);
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
 
@@ -282,5 +332,13 @@ impl VersionMetrics {
             mean_request_seconds: mean(&self.request_duration),
             instance_busy_ratio: self.busy.iter().map(|(_, gauge)| gauge.get()).collect(),
         }
+    }
+}
+
+/// 0 where nothing was padded.
+fn padding_ratio(record: &BatchRecord<'_>) -> f64 {
+    match record.elements {
+        0 => 0.0,
+        elements => (1.0 - record.cost as f64 / elements as f64).clamp(0.0, 1.0),
     }
 }

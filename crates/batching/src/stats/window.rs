@@ -44,7 +44,7 @@ impl Sums {
 }
 
 /// The sums of the current second and of the [`SECONDS`] before it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Window {
     current: Sums,
     /// Which second `current` is, and when it ends: comparing is cheaper than dividing at every request.

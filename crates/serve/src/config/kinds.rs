@@ -113,6 +113,38 @@ where
     )
 }
 
+/// Whole numbers in `range`, as a list.
+pub(super) fn integers(range: RangeInclusive<u32>) -> Kind<Vec<u32>> {
+    let one = integer(range);
+    Kind::new(
+        move |node, key| match &node.value {
+            Value::Array(items) => {
+                items.iter().enumerate().map(|(at, item)| one.parse(item, &format!("{key}[{at}]"))).collect()
+            }
+            _ => Err(node.wrong(key, "a list of whole numbers")),
+        },
+        |numbers: &Vec<u32>| numbers.clone().into(),
+    )
+}
+
+/// A number in `range`, whole or not.
+pub(super) fn number(range: RangeInclusive<f64>) -> Kind<f64> {
+    Kind::new(
+        move |node, key| {
+            let number = match node.value {
+                Value::Integer(number) => Some(number as f64),
+                Value::Float(number) => Some(number),
+                _ => None,
+            };
+            number.filter(|number| range.contains(number)).ok_or_else(|| {
+                let (low, high) = (range.start(), range.end());
+                node.wrong(key, format!("a number from {low} to {high}"))
+            })
+        },
+        |number| (*number).into(),
+    )
+}
+
 /// A duration such as `"50ms"` of at least `least`; `unit` is the one that a number alone most
 /// likely lacks.
 pub(super) fn duration(least: Duration, unit: &'static str) -> Kind<Duration> {

@@ -4,7 +4,7 @@
 //! over the file, that over the default. Layers are merged as trees whose leaves know where they
 //! were set; then [`resolve`] reads the merged tree into the types below.
 //!
-//! To add a key: a field here and the line that reads it in `resolve.rs`. Listing
+//! To add a key: a field here and the line that reads it in `resolve.rs` (or `batching.rs`). Listing
 //! ([`known_keys`]), refusing unknown keys and printing follow from that line.
 //!
 //! Code map:
@@ -12,9 +12,10 @@
 //! - `tree`: values with their sources, merged
 //! - `file`, `env`: the layers
 //! - `kinds`, `section`: reading a table into types, with account of keys, sources and errors
-//! - `resolve`: which keys there are, their defaults, what contradicts what
+//! - `resolve`: which keys there are, their defaults, what contradicts what; `batching`: those of `[batching]`
 //! - `print`: the resolved settings as TOML
 
+mod batching;
 mod env;
 mod error;
 mod file;
@@ -35,8 +36,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use trustformers_batching::{Dispatch, Mode, SchedulerConfig};
-
+pub use self::batching::{BatchingSettings, DynamicSettings, TimeoutMultipliers};
 pub use self::env::{Override, PREFIX, cache_folders};
 pub use self::error::ConfigError;
 pub use self::file::Document;
@@ -120,6 +120,8 @@ pub struct DeviceSettings {
     pub default: DeviceSpec,
     /// LibTorch threads of all instances together.
     pub threads: usize,
+    /// Most bytes that the running batches of all models of one device may need together.
+    pub memory_limit: Option<u64>,
 }
 
 /// Where a model runs.
@@ -162,43 +164,6 @@ impl FromStr for DeviceSpec {
                 let number = index.parse::<i8>().ok().filter(|number| number.to_string() == index);
                 number.and_then(|n| usize::try_from(n).ok()).map(DeviceSpec::Cuda).ok_or_else(unknown)
             }
-        }
-    }
-}
-
-/// `[batching]`, or what a model makes of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchingSettings {
-    /// How batches are sized.
-    pub mode: Mode,
-    /// When a batch that is not full may leave.
-    pub dispatch: Dispatch,
-    /// Most requests in a batch.
-    pub max_batch_size: u32,
-    /// Longest wait of a request for others to join it while an instance is free.
-    pub max_wait_time: Duration,
-    /// Most requests in the queue; more are refused.
-    pub max_queue_size: u32,
-    /// Most tokens in the queue.
-    pub max_queue_tokens: Option<u64>,
-    /// Most tokens in a batch; a longer request is refused.
-    pub max_batch_tokens: Option<u64>,
-    /// A directory that gets the replayable log of each load of a model, `MODEL@VERSION.N.jsonl`.
-    pub event_log: Option<PathBuf>,
-}
-
-impl BatchingSettings {
-    /// What the scheduler must know of it.
-    pub fn scheduler_config(&self) -> SchedulerConfig {
-        SchedulerConfig {
-            mode: self.mode,
-            dispatch: self.dispatch,
-            max_batch_size: self.max_batch_size,
-            max_batch_cost: self.max_batch_tokens,
-            max_wait: self.max_wait_time,
-            max_queue_size: self.max_queue_size,
-            max_queue_cost: self.max_queue_tokens,
-            ..SchedulerConfig::default()
         }
     }
 }
@@ -405,29 +370,6 @@ mod tests {
         assert_eq!(Format::of(folder.path()), None);
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         assert_eq!(Format::of(folder.path()), Some(Format::Huggingface));
-    }
-
-    #[test]
-    fn the_scheduler_gets_every_limit() {
-        let settings = Settings::from_toml_str(
-            "[batching]\nmode = 'fixed'\nmax_batch_size = 2\nmax_wait_time = '3ms'\nmax_queue_size = 4\n\
-             max_queue_tokens = 6\nmax_batch_tokens = 5",
-            "t",
-        )
-        .unwrap();
-        assert_eq!(
-            settings.batching.scheduler_config(),
-            SchedulerConfig {
-                mode: Mode::Fixed,
-                dispatch: Dispatch::Window,
-                max_batch_size: 2,
-                max_batch_cost: Some(5),
-                max_wait: Duration::from_millis(3),
-                max_queue_size: 4,
-                max_queue_cost: Some(6),
-                ..SchedulerConfig::default()
-            }
-        );
     }
 
     #[test]

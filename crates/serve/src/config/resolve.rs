@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use trustformers_batching::{Dispatch, Mode};
-
+use super::batching::read_batching;
 use super::env::{Override, parse_variable};
 use super::error::ConfigError;
 use super::file::Document;
@@ -15,8 +14,8 @@ use super::kinds::{
 use super::section::{Leaf, Report, Section};
 use super::tree::{EMPTY, Node, Source, Table, Value, dotted, merge};
 use super::{
-    BUILTIN_MODELS, BatchingSettings, DelaySettings, DeviceSettings, DeviceSpec, Format, LogFormat, LogLevel,
-    LoggingSettings, ModelSettings, ServerSettings, Settings, Versions,
+    BUILTIN_MODELS, DelaySettings, DeviceSettings, DeviceSpec, Format, LogFormat, LogLevel, LoggingSettings,
+    ModelSettings, ServerSettings, Settings, Versions,
 };
 
 const LOG_LEVELS: &[(&str, LogLevel)] = &[
@@ -28,11 +27,7 @@ const LOG_LEVELS: &[(&str, LogLevel)] = &[
     ("trace", LogLevel::Trace),
 ];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
-const MODES: &[(&str, Mode)] = &[("dynamic", Mode::Dynamic), ("fixed", Mode::Fixed)];
-const DISPATCHES: &[(&str, Dispatch)] = &[("eager", Dispatch::Eager), ("window", Dispatch::Window)];
 const DEVICES: &str = "\"auto\" or \"cpu\" or \"cuda:N\"";
-/// TOML's integers end here.
-const MOST: u64 = i64::MAX as u64;
 
 /// How settings came to be: for printing them, and for models that are found later.
 #[derive(Debug, Clone)]
@@ -151,6 +146,7 @@ fn read(report: &mut Report, root: &Table, machine: &Machine) -> Settings {
         let device = s.section("device", |s| DeviceSettings {
             default: s.read("default", &parsed(DEVICES), DeviceSpec::Auto),
             threads: s.read("threads", &integer(1..=4096), machine.cores),
+            memory_limit: s.optional("memory_limit", &size(), None),
         });
         let batching = s.section("batching", read_batching);
         let models = s.section("models", |s| {
@@ -181,58 +177,6 @@ fn read_server(s: &mut Section<'_>, machine: &Machine) -> ServerSettings {
         request_timeout: s.read("request_timeout", &duration(shortest, "s"), Duration::from_secs(30)),
         shutdown_timeout: s.read("shutdown_timeout", &duration(Duration::ZERO, "s"), Duration::from_secs(30)),
         max_connections: s.read("max_connections", &integer(1..=1_000_000), 4096),
-    }
-}
-
-fn read_batching(s: &mut Section<'_>) -> BatchingSettings {
-    let mode = s.read("mode", &choice(MODES), Mode::Dynamic);
-    let dispatch = match mode {
-        Mode::Fixed => Dispatch::Window,
-        Mode::Dynamic | Mode::Adaptive => Dispatch::Eager,
-    };
-    let settings = BatchingSettings {
-        mode,
-        dispatch: s.read("dispatch", &choice(DISPATCHES), dispatch),
-        max_batch_size: s.read("max_batch_size", &integer(1..=65_536), 32),
-        max_wait_time: s.read("max_wait_time", &duration(Duration::ZERO, "ms"), Duration::from_millis(50)),
-        max_queue_size: s.read("max_queue_size", &integer(1..=10_000_000), 4096),
-        max_queue_tokens: s.optional("max_queue_tokens", &integer(1..=MOST), None),
-        max_batch_tokens: s.optional("max_batch_tokens", &integer(1..=MOST), None),
-        event_log: s.optional("event_log", &path(), None),
-    };
-    check_batching(s, &settings);
-    settings
-}
-
-fn check_batching(s: &mut Section<'_>, settings: &BatchingSettings) {
-    let fixed = settings.mode == Mode::Fixed;
-    if fixed && settings.dispatch == Dispatch::Eager && s.decides(&["mode", "dispatch"]) {
-        let mode = s.source("mode");
-        s.invalid(
-            "dispatch",
-            format!("is \"eager\", but mode is \"fixed\" ({mode}): a fixed batch waits for its window"),
-        );
-    }
-    if fixed
-        && settings.max_queue_size < settings.max_batch_size
-        && s.decides(&["mode", "max_queue_size", "max_batch_size"])
-    {
-        let (queue, batch) = (settings.max_queue_size, settings.max_batch_size);
-        let at = s.source("max_batch_size");
-        s.invalid(
-            "max_queue_size",
-            format!("is {queue}, but max_batch_size is {batch} ({at}): no fixed batch would ever be full"),
-        );
-    }
-    if let (Some(batch), Some(queue)) = (settings.max_batch_tokens, settings.max_queue_tokens)
-        && queue < batch
-        && s.decides(&["max_batch_tokens", "max_queue_tokens"])
-    {
-        let at = s.source("max_batch_tokens");
-        s.invalid(
-            "max_queue_tokens",
-            format!("is {queue}, but max_batch_tokens is {batch} ({at}): no batch would ever be full"),
-        );
     }
 }
 

@@ -1,5 +1,9 @@
 //! Layers, defaults, and the text of every error, through the whole of the resolution.
 
+use trustformers_batching::{
+    AdaptiveConfig, BreakerConfig, Dispatch, Isolation, Mode, OptimizationTarget, PaddingStrategy, Priority,
+};
+
 use super::*;
 
 fn read(text: &str) -> Result<Settings, ConfigError> {
@@ -32,18 +36,51 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
         }
     );
     assert_eq!(settings.logging, LoggingSettings { level: LogLevel::Info, format: LogFormat::Text });
-    assert_eq!(settings.device, DeviceSettings { default: DeviceSpec::Auto, threads: cores });
+    let device = DeviceSettings { default: DeviceSpec::Auto, threads: cores, memory_limit: None };
+    assert_eq!(settings.device, device);
     assert_eq!(
         settings.batching,
         BatchingSettings {
             mode: Mode::Dynamic,
             dispatch: Dispatch::Eager,
+            isolation: Isolation::Bisect,
             max_batch_size: 32,
+            min_batch_size: 1,
             max_wait_time: Duration::from_millis(50),
             max_queue_size: 4096,
             max_queue_tokens: None,
+            max_queue_bytes: None,
             max_batch_tokens: None,
+            optimization_target: OptimizationTarget::Balanced,
+            latency_slo: None,
+            memory_limit: None,
+            enable_priority_scheduling: true,
+            priority_ageing: Duration::from_secs(10),
+            max_priority: Priority::Critical,
+            stall_timeout: Duration::from_secs(30),
             event_log: None,
+            timeout_multipliers: TimeoutMultipliers { low: 2.0, normal: 1.0, high: 0.5, critical: 0.25 },
+            breaker: BreakerConfig {
+                failures: 5,
+                window: Duration::from_secs(10),
+                open: Duration::from_secs(10),
+            },
+            dynamic: DynamicSettings {
+                target_utilization: 0.8,
+                size_increment: 4,
+                padding_strategy: PaddingStrategy::Minimal,
+                enable_bucketing: true,
+                bucket_boundaries: vec![128, 256, 512, 1024, 2048],
+                memory_aware: true,
+                bytes_per_element: None,
+            },
+            adaptive: AdaptiveConfig {
+                low_load_threshold: 10.0,
+                high_load_threshold: 100.0,
+                adjustment_interval: Duration::from_secs(30),
+                high_load_batch_size: 64,
+                low_load_timeout: Duration::from_millis(10),
+            },
         }
     );
     assert_eq!(settings.model_repository, None);
@@ -375,7 +412,7 @@ fn declared_tensors_are_checked_one_by_one() {
 
 #[test]
 fn all_errors_of_all_layers_are_found_at_once() {
-    let document = Document::new("serve.toml", "[server]\nport = 'x'\n[batching]\nmode = 'adaptive'", "");
+    let document = Document::new("serve.toml", "[server]\nport = 'x'\n[batching]\nmode = 'continuous'", "");
     let variables = env(&[("TRUSTFORMERS_SERVE__LOGGING__LEVEL", "loud")]);
     let error = Settings::resolve(Some(&document), variables, &[Override::set("nothing")]).unwrap_err();
     assert_eq!(
@@ -384,7 +421,8 @@ fn all_errors_of_all_layers_are_found_at_once() {
          serve.toml:2: `server.port` must be a whole number from 0 to 65535, got the string \"x\"\n\
          environment variable TRUSTFORMERS_SERVE__LOGGING__LEVEL: `logging.level` must be \"off\" or \"error\" \
          or \"warn\" or \"info\" or \"debug\" or \"trace\", got the string \"loud\"\n\
-         serve.toml:4: `batching.mode` must be \"dynamic\" or \"fixed\", got the string \"adaptive\""
+         serve.toml:4: `batching.mode` must be \"dynamic\" or \"fixed\" or \"adaptive\", got the \
+         string \"continuous\""
     );
 }
 

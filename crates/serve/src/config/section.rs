@@ -122,6 +122,15 @@ impl<'a> Section<'a> {
         self.section_over(key, &EMPTY, read)
     }
 
+    /// Reads the table `key`, with what it lacks looked up where this table's is.
+    pub(super) fn subsection<T>(&mut self, key: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> T {
+        let inherited = match self.inherited.get(key) {
+            Some(Node { value: Value::Table(table), .. }) => table,
+            _ => &EMPTY,
+        };
+        self.section_over(key, inherited, read)
+    }
+
     /// Reads the table `key` only when it is there.
     pub(super) fn optional_section<T>(
         &mut self,

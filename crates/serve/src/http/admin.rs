@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
-use trustformers_batching::queue::Total;
+use trustformers_batching::BreakerState;
 
 use super::error::{ApiError, Code};
+use super::infer::ready;
+use super::models::Which;
 use crate::app::App;
+use crate::registry::Now;
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
@@ -26,13 +29,20 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
         .registry
         .versions()
         .map(|version| {
-            let queued = version.ready().map_or_else(Total::default, |running| running.queued());
+            let now = version.ready().map_or_else(Now::default, |running| running.now());
             let mut entry = json!(version.metrics().stats());
             entry["name"] = json!(version.model());
             entry["version"] = json!(version.name());
             entry["state"] = json!(version.state().name());
-            entry["queued"] = json!(queued.entries);
-            entry["queued_tokens"] = json!(queued.cost);
+            entry["queued"] = json!(now.queued.entries);
+            entry["queued_tokens"] = json!(now.queued.cost);
+            entry["queued_bytes"] = json!(now.queued.bytes);
+            entry["batch_limit"] = json!(now.batch_limit);
+            entry["max_wait_seconds"] = json!(now.max_wait.as_secs_f64());
+            entry["predicted_drain_seconds"] = json!(now.predicted_drain.map(|wait| wait.as_secs_f64()));
+            entry["breaker"] = breaker(&now);
+            entry["stalled_instances"] = json!(now.stalled);
+            entry["memory_limit_bytes"] = json!(now.memory_limit);
             entry
         })
         .collect();
@@ -43,8 +53,32 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
     }))
 }
 
+/// `POST /admin/models/{name}/reset_breaker`: lets requests in again, whatever the model did before.
+pub(super) async fn reset_breaker(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<Json<Value>, ApiError> {
+    let version = app.registry.model(&name)?.version(which.version.as_deref())?;
+    let running = ready(version)?;
+    running.reset_breaker();
+    tracing::info!(model = version.model(), version = version.name(), "breaker reset");
+    let breaker = breaker(&running.now());
+    Ok(Json(json!({ "name": version.model(), "version": version.name(), "breaker": breaker })))
+}
+
+/// A breaker that never opens is always closed.
+fn breaker(now: &Now) -> Value {
+    let state = match now.breaker {
+        None | Some(BreakerState::Closed) => "closed",
+        Some(BreakerState::HalfOpen) => "half_open",
+        Some(BreakerState::Open { .. }) => "open",
+    };
+    json!({ "state": state, "retry_after_seconds": now.breaker_pause.map(|wait| wait.as_secs_f64()) })
+}
+
 fn refresh(app: &App) {
     for version in app.registry.versions() {
-        version.metrics().refresh(version.ready().map_or(0, |running| running.queued().entries));
+        version.metrics().refresh(&version.ready().map_or_else(Now::default, |running| running.now()));
     }
 }

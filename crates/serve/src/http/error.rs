@@ -14,6 +14,7 @@ use trustformers_batching::{Failure, Rejection};
 #[allow(missing_docs)] // the table below says what each is
 pub enum Code {
     MalformedRequest,
+    PriorityNotAllowed,
     ModelNotFound,
     VersionNotFound,
     RouteNotFound,
@@ -35,8 +36,9 @@ pub enum Code {
 
 impl Code {
     /// All codes, for tests and documentation.
-    pub const ALL: [Code; 18] = [
+    pub const ALL: [Code; 19] = [
         Code::MalformedRequest,
+        Code::PriorityNotAllowed,
         Code::ModelNotFound,
         Code::VersionNotFound,
         Code::RouteNotFound,
@@ -60,6 +62,7 @@ impl Code {
     pub const fn on_the_wire(self) -> (&'static str, StatusCode) {
         match self {
             Code::MalformedRequest => ("malformed_request", StatusCode::BAD_REQUEST),
+            Code::PriorityNotAllowed => ("priority_not_allowed", StatusCode::FORBIDDEN),
             Code::ModelNotFound => ("model_not_found", StatusCode::NOT_FOUND),
             Code::VersionNotFound => ("version_not_found", StatusCode::NOT_FOUND),
             Code::RouteNotFound => ("route_not_found", StatusCode::NOT_FOUND),

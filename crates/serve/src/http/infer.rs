@@ -10,7 +10,7 @@ use trustformers_batching::{Priority, Rejection};
 use super::error::{ApiError, Code};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
-use crate::registry::{Running, Unanswered, Unavailable, Version};
+use crate::registry::{Running, Terms, Unanswered, Unavailable, Version};
 
 /// What becomes of a call's items when the queue takes only some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,34 +21,39 @@ pub(super) enum Admission {
     WholeCall,
 }
 
-/// What a request asks besides its items.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    pub(super) priority: Priority,
-    pub(super) deadline: Instant,
+/// What a request says of its urgency, in its body and its headers.
+pub(super) struct Urgency<'a> {
+    pub(super) headers: &'a HeaderMap,
+    /// Of the body.
+    pub(super) priority: Option<Priority>,
+    /// Of the body.
+    pub(super) timeout_ms: Option<u64>,
+    pub(super) arrived: Instant,
 }
 
-impl Terms {
-    /// The body's own words go before the headers `X-Priority` and `X-Timeout-Ms`. A timeout counts from
-    /// the request's arrival and is at most the server's.
-    pub(super) fn new(
-        headers: &HeaderMap,
-        priority: Option<Priority>,
-        timeout_ms: Option<u64>,
-        arrived: Instant,
-        longest: Duration,
-    ) -> Result<Self, ApiError> {
-        let priority = match priority {
+impl Urgency<'_> {
+    /// The terms that `version` grants. The body's own words go before the headers `X-Priority` and
+    /// `X-Timeout-Ms`; a timeout counts from the request's arrival.
+    pub(super) fn terms(&self, app: &App, version: &Version) -> Result<Terms, ApiError> {
+        let batching = &version.source().settings.batching;
+        let priority = match self.priority {
             Some(priority) => priority,
-            None => header(headers, "x-priority")?.map_or(Ok(Priority::default()), parse_priority)?,
+            None => header(self.headers, "x-priority")?.map_or(Ok(Priority::default()), parse_priority)?,
         };
-        let timeout_ms = match timeout_ms {
+        if priority > batching.max_priority {
+            let (asked, most) = (priority_name(priority), priority_name(batching.max_priority));
+            let message = format!("priority \"{asked}\" may not be asked for; the highest is \"{most}\"");
+            return Err(ApiError::new(Code::PriorityNotAllowed, message));
+        }
+        let timeout_ms = match self.timeout_ms {
             Some(milliseconds) => Some(milliseconds),
-            None => header(headers, "x-timeout-ms")?.map(parse_timeout).transpose()?,
+            None => header(self.headers, "x-timeout-ms")?.map(parse_timeout).transpose()?,
         };
-        let timeout =
-            timeout_ms.map_or(longest, |milliseconds| Duration::from_millis(milliseconds).min(longest));
-        Ok(Self { priority, deadline: arrived + timeout })
+        let server = app.settings.request_timeout;
+        let usual = server.mul_f64(batching.timeout_multipliers.of(priority));
+        // Naming a time gives no less than not naming one would.
+        let timeout = timeout_ms.map_or(usual, |asked| Duration::from_millis(asked).min(server.max(usual)));
+        Ok(Terms { priority, deadline: self.arrived + timeout, client: app.clients.of(self.headers) })
     }
 }
 
@@ -66,6 +71,15 @@ fn parse_priority(text: &str) -> Result<Priority, ApiError> {
         "high" => Ok(Priority::High),
         "critical" => Ok(Priority::Critical),
         _ => Err(ApiError::malformed(format!("priority {text:?}: expected low, normal, high or critical"))),
+    }
+}
+
+fn priority_name(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Low => "low",
+        Priority::Normal => "normal",
+        Priority::High => "high",
+        Priority::Critical => "critical",
     }
 }
 
@@ -149,8 +163,7 @@ pub(super) async fn infer(
             break;
         }
         let inputs: Vec<_> = pending.iter().map(|(_, input)| Arc::clone(input)).collect();
-        let results =
-            running.infer(&inputs, terms.priority, terms.deadline, admission == Admission::WholeCall).await;
+        let results = running.infer(&inputs, terms, admission == Admission::WholeCall).await;
         let replacement = version.ready().filter(|now| !Arc::ptr_eq(now, &running) && reloads < MOST_RELOADS);
         let mut again = Vec::new();
         for ((index, input), result) in pending.into_iter().zip(results) {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+pub mod client_id;
 pub(crate) mod connection;
 pub mod error;
 mod health;
@@ -45,6 +46,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/{name}/unload"),
     ("GET", "/admin/models"),
     ("GET", "/admin/stats"),
+    ("POST", "/admin/models/{name}/reset_breaker"),
     ("GET", "/health"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
@@ -65,6 +67,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models/{name}/unload", post(models::unload))
         .route("/admin/models", get(models::list))
         .route("/admin/stats", get(admin::stats))
+        .route("/admin/models/{name}/reset_breaker", post(admin::reset_breaker))
         .route("/health", get(health::summary))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

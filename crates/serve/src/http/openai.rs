@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Terms, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::wire::{Format, malformed_json};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
-use crate::registry::{Registry, State as ModelState, Version};
+use crate::registry::{Registry, State as ModelState, Terms, Version};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,8 +135,8 @@ pub(super) async fn embeddings(
     let body = body::read(&parts.headers, body, app.settings.max_body_size, arrived + timeout).await?;
     let asked = body::beside_others(body.len(), || parse(&body))?;
     let version = text_model(&app.registry, asked.model.as_deref())?;
-    let terms = Terms::new(&parts.headers, None, None, arrived, timeout)?;
-    let result = embed(&app, &version, asked, terms).await;
+    let urgency = Urgency { headers: &parts.headers, priority: None, timeout_ms: None, arrived };
+    let result = async { embed(&app, &version, asked, urgency.terms(&app, &version)?).await }.await;
     version.metrics().call_took(arrived.elapsed());
     counted(&version, result)
 }

@@ -14,7 +14,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Terms, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::models::Which;
 use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
@@ -106,8 +106,9 @@ impl Asked {
         if call.items.is_empty() {
             return Err(ApiError::invalid("\"instances\" is empty"));
         }
-        let longest = app.settings.request_timeout;
-        let terms = Terms::new(&self.headers, call.priority, call.timeout_ms, self.arrived, longest)?;
+        let (priority, timeout_ms) = (call.priority, call.timeout_ms);
+        let terms = Urgency { headers: &self.headers, priority, timeout_ms, arrived: self.arrived }
+            .terms(app, version)?;
         let many = call.many;
         let inputs = inputs_of(app, &running, call).await?;
         let results = infer(version, Arc::clone(&running), inputs, terms, Admission::EachItem).await;

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trustformers_batching::{Batcher, Instances, MonotonicClock, SchedulerConfig};
+use trustformers_batching::{Batcher, DeviceBudget, Instances, MonotonicClock, SchedulerConfig};
 
+use super::budgets::Budgets;
 use super::event_log::EventLog;
 use super::running::{Running, Watcher};
 use super::sources::Source;
@@ -23,6 +24,7 @@ pub(super) fn load(
     source: &Source,
     threads: usize,
     metrics: &Arc<VersionMetrics>,
+    budgets: &Budgets,
 ) -> Result<Running, String> {
     let started = Instant::now();
     let settings = &source.settings;
@@ -37,13 +39,16 @@ pub(super) fn load(
         ),
     };
     let log_events = log.is_some();
+    let device = device::name(device);
+    let budget = budgets.of(&device).filter(|_| settings.batching.dynamic.memory_aware);
     let reads_text = matches!(loaded.signature, Signature::Text { .. });
     let batcher = Arc::new(Batcher::new(
         SchedulerConfig {
             instances: u32::try_from(loaded.instances.len()).unwrap_or(u32::MAX),
-            ..settings.batching.scheduler_config()
+            // The device's limit too, so that what could never run is refused.
+            ..settings.batching.scheduler_config(budget.as_ref().map(DeviceBudget::limit))
         },
-        None,
+        budget,
         Arc::new(MonotonicClock::default()),
         Arc::new(Watcher { metrics: Arc::clone(metrics), reads_text, log }),
         log_events,
@@ -51,7 +56,6 @@ pub(super) fn load(
     let name = format!("{}:{}", source.model(), source.version);
     let instances = Instances::spawn(&name, Arc::clone(&batcher), loaded.instances)
         .map_err(|error| format!("cannot start its threads: {error}"))?;
-    let device = device::name(device);
     Ok(Running::new(loaded.signature, load_time, device, threads, Arc::clone(metrics), batcher, instances))
 }
 

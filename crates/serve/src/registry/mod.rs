@@ -1,5 +1,6 @@
 //! Models by name and version: what is loaded, what is loading, what failed and why.
 
+mod budgets;
 mod event_log;
 mod loader;
 mod natural;
@@ -13,8 +14,9 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use self::budgets::Budgets;
 pub(crate) use self::running::{cost, shape_key};
-pub use self::running::{Running, Unanswered};
+pub use self::running::{Now, Running, Terms, Unanswered};
 use self::sources::Source;
 pub use self::sources::SourceError;
 pub use self::version::{LoadFailed, State, Version};
@@ -70,13 +72,14 @@ impl Registry {
     pub fn new(settings: &Settings, metrics: &Metrics) -> Result<Self, SourceError> {
         let sources = sources::find(settings)?;
         let share = threads_of_each(settings.device.threads, &sources);
+        let budgets = Arc::new(Budgets::new(settings.device.memory_limit));
         let mut models: BTreeMap<String, Model> = BTreeMap::new();
         for source in sources {
             let threads = source.settings.threads.unwrap_or(share);
             let model = models
                 .entry(source.model().to_owned())
                 .or_insert_with(|| Model { name: source.model().to_owned(), versions: Vec::new() });
-            model.versions.push(Arc::new(Version::new(source, threads, metrics)));
+            model.versions.push(Arc::new(Version::new(source, threads, metrics, Arc::clone(&budgets))));
         }
         for model in models.values_mut() {
             model.versions.sort_by(|a, b| natural::compare(a.name(), b.name()));

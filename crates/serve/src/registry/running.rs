@@ -11,8 +11,8 @@ use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Submission,
-    Ticket,
+    Batcher, BreakerState, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey,
+    Submission, Ticket,
 };
 
 use super::event_log::EventLog;
@@ -32,6 +32,27 @@ pub struct Running {
     metrics: Arc<VersionMetrics>,
     batcher: Arc<Batcher<Input, Output>>,
     instances: Instances<Input, Output>,
+}
+
+/// What a model version's scheduler is about, at one instant.
+#[derive(Debug, Clone, Default)]
+pub struct Now {
+    /// All that waits.
+    pub queued: Total,
+    /// Most requests in a batch at present.
+    pub batch_limit: u32,
+    /// The longest wait for company at present.
+    pub max_wait: Duration,
+    /// How long what waits will take; `None` before the first batch.
+    pub predicted_drain: Option<Duration>,
+    /// Whether the model is left alone because it failed; `None` without a breaker.
+    pub breaker: Option<BreakerState>,
+    /// When an open breaker lets a request in to try.
+    pub breaker_pause: Option<Duration>,
+    /// Instances whose batch runs for longer than `stall_timeout`.
+    pub stalled: Vec<u32>,
+    /// Most bytes that a batch may need.
+    pub memory_limit: Option<u64>,
 }
 
 /// Passes what the batcher sees to metrics and to the event log.
@@ -61,6 +82,17 @@ impl Observer for Watcher {
     }
 }
 
+/// What a call asks besides its items.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it must have ended.
+    pub deadline: Instant,
+    /// Whom it came from.
+    pub client: ClientId,
+}
+
 /// Why one item of a call has no result.
 #[derive(Debug, Clone)]
 pub enum Unanswered {
@@ -88,6 +120,28 @@ impl Running {
         self.batcher.queued()
     }
 
+    /// Lets requests in again, whatever the model did before.
+    pub fn reset_breaker(&self) {
+        self.batcher.reset_breaker();
+    }
+
+    /// What its scheduler is about.
+    pub fn now(&self) -> Now {
+        self.batcher.inspect(|scheduler, now| Now {
+            queued: scheduler.queued(),
+            batch_limit: scheduler.limit(),
+            max_wait: scheduler.max_wait(),
+            predicted_drain: scheduler.predicted_drain(now),
+            breaker: scheduler.breaker(now),
+            breaker_pause: match scheduler.breaker(now) {
+                Some(BreakerState::Open { until }) => Some(until.since(now)),
+                _ => None,
+            },
+            stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
+            memory_limit: scheduler.memory().limit(),
+        })
+    }
+
     /// Runs what is queued and ends the threads; blocks until then.
     pub(super) fn drain(&self) {
         self.instances.drain();
@@ -105,22 +159,21 @@ impl Running {
     pub async fn infer(
         &self,
         items: &[Arc<Input>],
-        priority: Priority,
-        deadline: Instant,
+        terms: Terms,
         all_or_none: bool,
     ) -> Vec<Result<Output, Unanswered>> {
-        let timeout = deadline.saturating_duration_since(Instant::now());
+        let timeout = terms.deadline.saturating_duration_since(Instant::now());
         let gathering = Arc::new(Gathering::new(items.len()));
         let submissions = items.iter().enumerate().map(|(index, input)| {
             let gathering = Arc::clone(&gathering);
             Submission {
                 input: Arc::clone(input),
-                client: ClientId::default(),
+                client: terms.client,
                 cost: cost(input),
                 seq_len: 0,
-                bytes: 0,
+                bytes: bytes(input),
                 shape: shape_key(input),
-                priority,
+                priority: terms.priority,
                 timeout: Some(timeout),
                 reply: Box::new(move |result| gathering.put(index, result.map_err(Unanswered::Failed))),
             }
@@ -221,6 +274,15 @@ pub(crate) fn cost(input: &Input) -> u32 {
         Input::Tensors(_) => 1,
         Input::Tokens(ids) => u32::try_from(ids.len()).unwrap_or(u32::MAX),
     }
+}
+
+/// What an input keeps in memory while it waits.
+fn bytes(input: &Input) -> u64 {
+    let bytes = match input {
+        Input::Tensors(tensors) => tensors.iter().map(|tensor| tensor.data.len()).sum(),
+        Input::Tokens(ids) => size_of_val(ids.as_slice()),
+    };
+    bytes as u64
 }
 
 /// Tensors are stacked, so all of a batch have the same shapes; token sequences are packed, whatever their

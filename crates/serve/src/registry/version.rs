@@ -7,6 +7,7 @@ use std::time::Instant;
 use parking_lot::RwLock;
 use tokio::task::spawn_blocking;
 
+use super::budgets::Budgets;
 use super::loader;
 use super::running::Running;
 use super::sources::Source;
@@ -70,6 +71,7 @@ pub struct Version {
     source: Source,
     threads: usize,
     metrics: Arc<VersionMetrics>,
+    budgets: Arc<Budgets>,
     slot: RwLock<Slot>,
     /// Loads and unloads of one version go one after another.
     transition: tokio::sync::Mutex<()>,
@@ -84,7 +86,7 @@ struct Slot {
 }
 
 impl Version {
-    pub(super) fn new(source: Source, threads: usize, metrics: &Metrics) -> Self {
+    pub(super) fn new(source: Source, threads: usize, metrics: &Metrics, budgets: Arc<Budgets>) -> Self {
         let metrics = metrics.of_version(source.model(), &source.version, source.settings.instances);
         // From the first moment, so that readiness never misses a model whose load has not begun.
         let state = if source.settings.load { State::Loading } else { State::Unloaded };
@@ -93,6 +95,7 @@ impl Version {
             source,
             threads,
             metrics: Arc::new(metrics),
+            budgets,
             slot: RwLock::new(slot),
             transition: tokio::sync::Mutex::new(()),
         }
@@ -157,7 +160,7 @@ impl Version {
     fn load_now(&self) -> Result<(), LoadFailed> {
         let started = Instant::now();
         tracing::info!(model = self.model(), version = self.name(), "loading");
-        match loader::load(&self.source, self.threads, &self.metrics) {
+        match loader::load(&self.source, self.threads, &self.metrics, &self.budgets) {
             Err(reason) => Err(self.fail(reason)),
             Ok(running) => {
                 tracing::info!(

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from trustformers_serve import _codec
 from trustformers_serve._codec import JSON, MSGPACK, Reply
 from trustformers_serve.errors import ERROR_BY_CODE, ApiError, UnexpectedReplyError
-from trustformers_serve.replies import Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +128,11 @@ def load_model(name: str, version: str | None) -> Call[ModelInfo]:
 def unload_model(name: str, version: str | None) -> Call[ModelInfo]:
     """Unloads a model once it has answered what it holds."""
     return Call("POST", f"/models/{_segment(name)}/unload{_query(version)}", _checked)
+
+
+def reset_breaker(name: str, version: str | None) -> Call[BreakerReset]:
+    """Lets requests in again to a model that was left alone."""
+    return Call("POST", f"/admin/models/{_segment(name)}/reset_breaker{_query(version)}", _checked)
 
 
 def health() -> Call[Health]:

@@ -21,7 +21,7 @@ from trustformers_serve.errors import (
     ReplyTimeoutError,
     TransportError,
 )
-from trustformers_serve.replies import Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +114,10 @@ class AsyncClient:
     async def unload_model(self, name: str, version: str | None = None) -> ModelInfo:
         """Unloads a model once it has answered the requests that it holds."""
         return await self._send(_calls.unload_model(name, version))
+
+    async def reset_breaker(self, name: str, version: str | None = None) -> BreakerReset:
+        """Lets requests in again to a model that was left alone because it kept failing."""
+        return await self._send(_calls.reset_breaker(name, version))
 
     async def health(self) -> Health:
         """Whether the server answers, and its version."""

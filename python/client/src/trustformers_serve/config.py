@@ -43,19 +43,75 @@ class DeviceSettings(TypedDict, total=False):
     default: str
     """"auto", "cpu" or "cuda:N"."""
     threads: int
+    memory_limit: str
+
+
+class TimeoutMultipliers(TypedDict, total=False):
+    """`[batching.timeout_multipliers]`: of `request_timeout`, for a request that names no time."""
+
+    low: float
+    normal: float
+    high: float
+    critical: float
+
+
+class BreakerSettings(TypedDict, total=False):
+    """`[batching.breaker]`: when a failing model is left alone."""
+
+    failures: int
+    """In a row, within `window`; 0 never opens it."""
+    window: Duration
+    open: Duration
+
+
+class DynamicSettings(TypedDict, total=False):
+    """`[batching.dynamic]`: how batches are filled and padded."""
+
+    target_utilization: float
+    size_increment: int
+    padding_strategy: Literal["minimal", "maximum", "none", "dynamic"]
+    enable_bucketing: bool
+    bucket_boundaries: list[int]
+    """An empty list learns them from recent lengths."""
+    memory_aware: bool
+    bytes_per_element: str
+
+
+class AdaptiveSettings(TypedDict, total=False):
+    """`[batching.adaptive]`: the regimes of `mode = "adaptive"`; thresholds in requests a second."""
+
+    low_load_threshold: float
+    high_load_threshold: float
+    adjustment_interval: Duration
+    high_load_batch_size: int
+    low_load_timeout: Duration
 
 
 class BatchingSettings(TypedDict, total=False):
     """`[batching]` and `[models.NAME.batching]`: when a batch leaves, and what may wait."""
 
-    mode: Literal["dynamic", "fixed"]
+    mode: Literal["dynamic", "fixed", "adaptive"]
     dispatch: Literal["eager", "window"]
+    isolation: Literal["bisect", "none"]
     max_batch_size: int
+    min_batch_size: int
     max_wait_time: Duration
     max_queue_size: int
     max_queue_tokens: int
+    max_queue_bytes: str
     max_batch_tokens: int
+    optimization_target: Literal["balanced", "throughput", "latency", "cost"]
+    latency_slo: Duration
+    memory_limit: str
+    enable_priority_scheduling: bool
+    priority_ageing: Duration
+    max_priority: Literal["low", "normal", "high", "critical"]
+    stall_timeout: Duration
     event_log: StrPath
+    timeout_multipliers: TimeoutMultipliers
+    breaker: BreakerSettings
+    dynamic: DynamicSettings
+    adaptive: AdaptiveSettings
 
 
 class TensorSettings(TypedDict):

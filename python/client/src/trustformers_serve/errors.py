@@ -108,6 +108,13 @@ class MalformedRequestError(ApiError):
     status = 400
 
 
+class PriorityNotAllowedError(ApiError):
+    """The request asks for a higher priority than `batching.max_priority`."""
+
+    code = "priority_not_allowed"
+    status = 403
+
+
 class ModelNotFoundError(ApiError):
     """The server has no model of that name."""
 
@@ -185,11 +192,25 @@ class HeadersTooLargeError(ApiError):
     status = 431
 
 
+class OverloadedError(ApiError):
+    """The request would wait far longer than `batching.latency_slo`; `retry_after` says when to try again."""
+
+    code = "overloaded"
+    status = 429
+
+
 class ModelFailedError(ApiError):
     """The model failed to run or to load; the message has its reason."""
 
     code = "model_failed"
     status = 500
+
+
+class BreakerOpenError(ApiError):
+    """The model keeps failing and is left alone; `retry_after` says until when."""
+
+    code = "breaker_open"
+    status = 503
 
 
 class ModelNotReadyError(ApiError):
@@ -217,6 +238,7 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
     str(error.code): error
     for error in (
         MalformedRequestError,
+        PriorityNotAllowedError,
         ModelNotFoundError,
         VersionNotFoundError,
         RouteNotFoundError,
@@ -228,7 +250,9 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
         InvalidInputError,
         QueueFullError,
         HeadersTooLargeError,
+        OverloadedError,
         ModelFailedError,
+        BreakerOpenError,
         ModelNotReadyError,
         ShuttingDownError,
         DeadlineExceededError,

@@ -74,3 +74,19 @@ Health: TypeAlias = dict[str, Any]
 
 Stats: TypeAlias = dict[str, Any]
 """The operator's view of each model's queue and batches."""
+
+
+class Breaker(TypedDict):
+    """Whether a model is left alone because it kept failing."""
+
+    state: Literal["closed", "half_open", "open"]
+    retry_after_seconds: float | None
+    """When an open one lets a request in to try."""
+
+
+class BreakerReset(TypedDict):
+    """The reply to a reset."""
+
+    name: str
+    version: str
+    breaker: Breaker
