@@ -111,6 +111,8 @@ impl Level {
 pub struct Group {
     levels: [Level; Priority::COUNT],
     arrivals: Order,
+    /// When entries that have deadlines have waited for half of their time.
+    halfway: Order,
     total: Total,
 }
 
@@ -123,6 +125,13 @@ impl Group {
     /// When the longest-waiting entry came; [`Time::MAX`] for an empty group.
     pub fn oldest_arrival(&self) -> Time {
         self.arrivals.first().map_or(Time::MAX, |(arrived, _)| arrived)
+    }
+
+    /// When the first has waited for half of the time until its deadline; [`Time::MAX`] where none has one.
+    ///
+    /// The other half is for the model: no entry is to expire for want of company.
+    pub fn soonest_halfway(&self) -> Time {
+        self.halfway.first().map_or(Time::MAX, |(halfway, _)| halfway)
     }
 
     fn overdue(&self, now: Time, ageing: Option<Duration>) -> Option<Key> {
@@ -215,6 +224,9 @@ impl Queue {
         let group = self.groups.entry(key).or_default();
         group.total.add(&entry);
         group.arrivals.push((entry.arrived, entry.ticket));
+        if let Some(deadline) = entry.deadline {
+            group.halfway.push((entry.arrived + deadline.since(entry.arrived) / 2, entry.ticket));
+        }
         let start = self.shares.start(entry.priority, entry.client);
         group.levels[entry.priority as usize].push(&entry, start);
         self.waiting.insert(entry.ticket, (entry, key));
@@ -285,6 +297,9 @@ impl Queue {
         if let Some(group) = self.groups.get_mut(&key) {
             group.total.subtract(&entry);
             group.arrivals.removed(waits);
+            if entry.deadline.is_some() {
+                group.halfway.removed(waits);
+            }
             group.levels[entry.priority as usize].removed(entry.client, waits);
         }
         Some((entry, key))

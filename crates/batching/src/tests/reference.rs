@@ -166,7 +166,11 @@ impl Reference {
         if full || eager || self.draining {
             return Time::ZERO;
         }
-        entries.iter().map(|entry| entry.arrived).min().unwrap_or(Time::MAX) + limits.max_wait
+        let ends = entries.iter().map(|entry| {
+            let half = |deadline: Time| entry.arrived + deadline.since(entry.arrived) / 2;
+            (entry.arrived + limits.max_wait).min(entry.deadline.map_or(Time::MAX, half))
+        });
+        ends.min().unwrap_or(Time::MAX)
     }
 
     fn fits(&self, batch: &[Entry], limits: &Limits) -> bool {

@@ -97,6 +97,18 @@ fn a_window_ends_max_wait_after_its_first_arrival_and_not_before() {
 }
 
 #[test]
+fn a_window_leaves_half_of_the_time_until_a_deadline_to_the_model() {
+    for config in [window(), fixed()] {
+        let due = |tick| Entry { deadline: Some(at(tick)), ..entry(1, 10) };
+        let mut scheduler = with(config.clone(), [entry(0, 0), due(30)]);
+        assert_eq!(next(&mut scheduler, 10), Next::WaitUntil(at(20)));
+        assert_eq!(run(&mut scheduler, 20).1, [1, 0]);
+        let mut scheduler = with(config, [entry(0, 0), due(10 + 2 * WAIT)]);
+        assert_eq!(next(&mut scheduler, 10), Next::WaitUntil(at(WAIT)));
+    }
+}
+
+#[test]
 fn a_window_counts_from_the_first_arrival_though_a_later_one_is_more_urgent() {
     let high = Entry { arrived: at(20), ..urgent(1, Priority::High, None) };
     let mut scheduler = with(window(), [entry(0, 0), high]);
