@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use crate::entry::{ClientId, Entry, GroupKey, Priority, Ticket};
-use crate::hash::FastMap;
+use crate::hash::{FastMap, TicketMap};
 use crate::order::{Key, Order};
 use crate::share::Shares;
 use crate::time::Time;
@@ -141,7 +141,7 @@ impl Group {
 /// All waiting entries of one model.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: FastMap<Ticket, (Entry, GroupKey)>,
+    waiting: TicketMap<(Entry, GroupKey)>,
     groups: BTreeMap<GroupKey, Group>,
     shares: Shares,
     total: Total,

@@ -39,7 +39,10 @@ impl ArrivalGap {
             let gap = gap.min((GAP_CLIP * self.mean).max(GAP_FLOOR));
             // A plain mean of the first gaps, then an exponential one of about the last sixteen.
             let one = 1.0 / f64::from((self.seen + 1).min(GAP_ARRIVALS));
-            let kept = (1.0 - one).powi(i32::try_from(count).unwrap_or(i32::MAX));
+            let kept = match count {
+                1 => 1.0 - one,
+                _ => (1.0 - one).powi(i32::try_from(count).unwrap_or(i32::MAX)),
+            };
             self.mean = kept * self.mean + (1.0 - kept) * gap;
         }
         self.seen = self.seen.saturating_add(count).min(GAP_ARRIVALS);

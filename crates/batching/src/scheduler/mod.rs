@@ -19,7 +19,7 @@ use crate::breaker::{Breaker, BreakerState};
 use crate::bucket::Buckets;
 use crate::cost_model::CostModel;
 use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
-use crate::hash::FastMap;
+use crate::hash::TicketMap;
 use crate::load::{Arrivals, Utilization};
 use crate::memory::MemoryModel;
 use crate::order::Order;
@@ -80,7 +80,7 @@ pub struct Scheduler {
     config: SchedulerConfig,
     queue: Queue,
     /// Entries taken from the queue that still owe their callers a verdict, with their deadlines.
-    owed: FastMap<Ticket, Time>,
+    owed: TicketMap<Time>,
     /// Deadlines of queued and owed entries, soonest first: expiry must not search the queue.
     deadlines: Order,
     running: BTreeMap<BatchId, Running>,
@@ -107,7 +107,7 @@ impl Scheduler {
         });
         Self {
             queue: Queue::new(config.ageing),
-            owed: FastMap::default(),
+            owed: TicketMap::default(),
             deadlines: Order::default(),
             running: BTreeMap::new(),
             retries: VecDeque::new(),
@@ -265,16 +265,18 @@ impl Scheduler {
     /// Ends an entry, which then has no further verdict and never runs; says where it was.
     /// `None` when it had ended before.
     fn settle(&mut self, ticket: Ticket) -> Option<Place> {
-        let (place, due) = match self.queue.remove(ticket) {
-            Some(entry) => {
+        // The smaller table first: most end after they ran.
+        let (place, due) = match self.owed.remove(&ticket) {
+            Some(due) => (Place::Taken, due),
+            None => {
+                let entry = self.queue.remove(ticket)?;
                 self.breaker.iter_mut().for_each(|breaker| breaker.ended(ticket));
                 (Place::Queued, entry.due())
             }
-            None => (Place::Taken, self.owed.remove(&ticket)?),
         };
         if due != Time::MAX {
             let (queue, owed) = (&self.queue, &self.owed);
-            self.deadlines.removed(|ticket| queue.holds(ticket) || owed.contains_key(&ticket));
+            self.deadlines.removed(|ticket| owed.contains_key(&ticket) || queue.holds(ticket));
         }
         Some(place)
     }
