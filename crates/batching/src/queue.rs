@@ -229,15 +229,14 @@ impl Queue {
     /// It stops at the first that does not fit rather than pass it over: a later one must not overtake it.
     pub fn take(&mut self, key: GroupKey, now: Time, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let mut taken = Vec::new();
-        while let Some(ticket) = self.next_of(key, now) {
+        while let Some((ticket, owed)) = self.next_of(key, now) {
             let Some((entry, _)) = self.waiting.get(&ticket) else { break };
             if !fits(entry) {
                 break;
             }
-            let late = self.ageing.is_some_and(|ageing| now.since(entry.arrived) >= ageing);
             let charge = u64::from(entry.cost.max(1));
             let Some((entry, _)) = self.take_out(ticket, charge) else { break };
-            self.places = if late { 0 } else { (self.places + 1).min(OVERDUE_SHARE) };
+            self.count_place(owed);
             taken.push(entry);
         }
         if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
@@ -248,19 +247,27 @@ impl Queue {
 
     /// The entry of the group that leaves first.
     pub fn head(&mut self, key: GroupKey, now: Time) -> Option<&Entry> {
-        let ticket = self.next_of(key, now)?;
+        let (ticket, _) = self.next_of(key, now)?;
         self.waiting.get(&ticket).map(|(entry, _)| entry)
     }
 
-    /// Who of the group has the next place.
-    fn next_of(&mut self, key: GroupKey, now: Time) -> Option<Ticket> {
-        let group = self.groups.get_mut(&key)?;
+    /// Who of the group has the next place, and whether that is the place owed to the longest waiting.
+    fn next_of(&mut self, key: GroupKey, now: Time) -> Option<(Ticket, bool)> {
         if self.places + 1 >= OVERDUE_SHARE
-            && let Some((_, ticket)) = group.overdue(now, self.ageing)
+            && let Some(late) = self.groups.get(&key)?.overdue(now, self.ageing)
+            // Of all groups: else one that always has somebody overdue would keep the place from the others.
+            && self.groups.values().filter_map(|group| group.arrivals.first()).all(|other| late <= other)
         {
-            return Some(ticket);
+            return Some((late.1, true));
         }
-        group.head(&self.shares).map(|(_, _, _, ticket)| ticket)
+        let (_, _, _, ticket) = self.groups.get_mut(&key)?.head(&self.shares)?;
+        Some((ticket, false))
+    }
+
+    /// Only the place that was owed settles the debt: under overload those who leave by their own right are
+    /// overdue as well, and would otherwise keep it from the rest for ever.
+    fn count_place(&mut self, owed: bool) {
+        self.places = if owed { 0 } else { (self.places + 1).min(OVERDUE_SHARE) };
     }
 
     fn take_out(&mut self, ticket: Ticket, charge: u64) -> Option<(Entry, GroupKey)> {
@@ -281,7 +288,7 @@ impl Queue {
     /// The lengths of the entries of the group's most urgent priority, each with its ticket, the one that
     /// leaves first being first and the others in no order. At most about `most`.
     pub fn lengths(&mut self, key: GroupKey, now: Time, most: usize) -> Vec<(u32, Ticket)> {
-        let Some(first) = self.next_of(key, now) else { return Vec::new() };
+        let Some((first, _)) = self.next_of(key, now) else { return Vec::new() };
         let Some((entry, _)) = self.waiting.get(&first) else { return Vec::new() };
         let Some(group) = self.groups.get(&key) else { return Vec::new() };
         let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
@@ -294,14 +301,14 @@ impl Queue {
             .collect()
     }
 
-    /// Takes these out as a batch's places.
+    /// Takes these out as a batch's places, the first of them as the head of its group.
     pub fn take_these(&mut self, now: Time, tickets: impl Iterator<Item = Ticket>) -> Vec<Entry> {
         let mut taken = Vec::new();
         for ticket in tickets {
             let Some((entry, key)) = self.waiting.get(&ticket) else { continue };
             let (charge, key) = (u64::from(entry.cost.max(1)), *key);
-            let late = self.ageing.is_some_and(|ageing| now.since(entry.arrived) >= ageing);
-            self.places = if late { 0 } else { (self.places + 1).min(OVERDUE_SHARE) };
+            let owed = taken.is_empty() && self.next_of(key, now) == Some((ticket, true));
+            self.count_place(owed);
             taken.extend(self.take_out(ticket, charge).map(|(entry, _)| entry));
             if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
                 self.groups.remove(&key);

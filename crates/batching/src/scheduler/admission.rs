@@ -107,14 +107,14 @@ impl Scheduler {
     }
 
     fn could_ever_fit(&self, entry: &Entry) -> Result<(), Rejection> {
-        let cost = self.alone(entry);
-        let hardest = [self.config.max_batch_cost, self.config.max_queue_cost].into_iter().flatten().min();
-        if let Some(limit) = hardest
-            && cost > limit
-        {
+        let (alone, unpadded) = (self.alone(entry), u64::from(entry.cost));
+        let over = |cost: u64, limit: Option<u64>| Some((limit.filter(|&limit| cost > limit)?, cost));
+        // The queue holds it as it came, a batch holds it padded.
+        let limits = [over(alone, self.config.max_batch_cost), over(unpadded, self.config.max_queue_cost)];
+        if let Some((limit, cost)) = limits.into_iter().flatten().min() {
             return Err(Rejection::NeverFits { cost, limit });
         }
-        let memory = self.memory.can_ever_fit(cost);
+        let memory = self.memory.can_ever_fit(alone);
         memory.map_err(|(needed, limit)| Rejection::NeverFitsMemory { needed, limit })
     }
 

@@ -42,7 +42,8 @@ impl Scheduler {
                 self.memory.out_of_memory(elements);
                 !alone
             }
-            Outcome::Failed => self.config.isolation == Isolation::Bisect && !alone,
+            // While the breaker is open it is the model that fails: there is no culprit to be found.
+            Outcome::Failed => self.config.isolation == Isolation::Bisect && !alone && !self.is_open(now),
             Outcome::WrongLength => false,
         };
         if again {
@@ -55,14 +56,18 @@ impl Scheduler {
             && let Some(breaker) = &mut self.breaker
         {
             breaker.failed(now);
-            if matches!(breaker.state(now), BreakerState::Open { .. }) {
-                // It is the model and not a culprit: looking for one would only keep it failing.
+            if self.is_open(now) {
+                // Looking for a culprit would only keep it failing.
                 for retry in std::mem::take(&mut self.retries) {
                     verdicts.extend(self.settle_all(retry.entries, Verdict::Failed));
                 }
             }
         }
         verdicts
+    }
+
+    fn is_open(&self, now: Time) -> bool {
+        matches!(self.breaker(now), Some(BreakerState::Open { .. }))
     }
 
     fn halve(&mut self, key: GroupKey, mut entries: Vec<Entry>) {

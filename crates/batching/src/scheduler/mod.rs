@@ -106,7 +106,8 @@ impl Scheduler {
             Adaptive::new(config.adaptive.clone(), config.max_batch_size, config.max_wait, config.latency_slo)
         });
         Self {
-            queue: Queue::new(config.ageing),
+            // Nobody is overdue before its window ends: a partial batch would leave too early.
+            queue: Queue::new(config.ageing.map(|ageing| ageing.max(config.max_wait))),
             owed: TicketMap::default(),
             deadlines: Order::default(),
             running: BTreeMap::new(),

@@ -57,8 +57,9 @@ impl Scheduler {
     pub fn plan(&mut self, now: Time, instance: InstanceId, free: u64) -> Planned {
         let mut resolved = self.expire_due(now);
         self.adaptive.iter_mut().for_each(|adaptive| adaptive.tick(now));
-        if let Some(Retry { key, entries }) = self.next_retry() {
-            return Planned { resolved, next: Next::Run(self.start(now, instance, key, entries)) };
+        if let Some(retry) = self.next_retry() {
+            let next = self.retry(now, instance, free, retry);
+            return Planned { resolved, next };
         }
         let next = loop {
             let (key, wake) = self.ripe(now);
@@ -72,6 +73,24 @@ impl Scheduler {
             resolved.push((ticket, Verdict::NeverFits));
         };
         Planned { resolved, next }
+    }
+
+    /// Runs part of a failed batch again, as soon as the device has the memory: others may have taken what
+    /// the whole batch once had.
+    fn retry(&mut self, now: Time, instance: InstanceId, free: u64, retry: Retry) -> Next {
+        let (elements, _) = self.shape_of(retry.key, &retry.entries);
+        if self.memory.bytes(elements) > free {
+            self.retries.push_front(retry);
+            return Next::WaitUntil(now + ASK_FOR_MEMORY);
+        }
+        Next::Run(self.start(now, instance, retry.key, retry.entries))
+    }
+
+    /// The elements of a batch, and the length that it is padded to.
+    fn shape_of(&self, key: GroupKey, entries: &[Entry]) -> (u64, u32) {
+        let load = entries.iter().fold(Load::default(), |load, entry| load.with(entry));
+        let pad = |longest| padded(self.config.buckets.strategy, key.bound, longest);
+        (load.elements(pad), pad(load.longest))
     }
 
     /// The group that leaves now, and when the next may.
@@ -169,10 +188,7 @@ impl Scheduler {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         self.owed.extend(entries.iter().map(|entry| (entry.ticket, entry.due())));
-        let load = entries.iter().fold(Load::default(), |load, entry| load.with(entry));
-        let strategy = self.config.buckets.strategy;
-        let pad = |longest| padded(strategy, key.bound, longest);
-        let (elements, padded_len) = (load.elements(pad), pad(load.longest));
+        let (elements, padded_len) = self.shape_of(key, &entries);
         let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let predicted = self.costs.predict(key, items, elements);
         let running = Running { instance, key, entries: entries.clone(), elements, started: now, predicted };
