@@ -10,6 +10,7 @@ mod model;
 mod padding;
 mod properties;
 mod rate;
+mod reference;
 mod scheduler;
 mod stress;
 mod support;

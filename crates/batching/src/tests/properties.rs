@@ -8,7 +8,10 @@ use proptest::test_runner::TestCaseError;
 
 use super::model::{Checked, World};
 use crate::replay::{Divergence, Event, Replayed, replay};
-use crate::{Dispatch, InstanceId, Mode, Priority, SchedulerConfig, Ticket, Time, Verdict};
+use crate::{
+    BreakerConfig, BucketConfig, Dispatch, InstanceId, Isolation, Mode, Outcome, PaddingStrategy, Priority,
+    SchedulerConfig, Ticket, Time, Verdict,
+};
 
 const INSTANCES: u32 = 3;
 
@@ -16,54 +19,137 @@ const INSTANCES: u32 = 3;
 #[derive(Debug, Clone)]
 pub(super) enum Op {
     Advance(u64),
-    Submit { cost: u32, shape: u64, priority: Priority, timeout: Option<u64> },
+    Submit(Asked),
     Cancel(Index),
-    Plan(u32),
-    Complete { instance: u32, completed: bool },
+    Plan { instance: u32, free: u64 },
+    Complete { instance: u32, outcome: Outcome, busy: u64 },
     Expire,
     Drain,
+}
+
+/// A request as it is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) client: u64,
+    pub(super) cost: u32,
+    /// Of shapes other than 0.
+    pub(super) length: u32,
+    pub(super) bytes: u64,
+    pub(super) shape: u64,
+    pub(super) priority: Priority,
+    pub(super) timeout: Option<u64>,
 }
 
 fn priorities() -> impl Strategy<Value = Priority> {
     prop::sample::select(vec![Priority::Normal, Priority::Low, Priority::High, Priority::Critical])
 }
 
+fn asked() -> impl Strategy<Value = Asked> {
+    let size = (0_u32..6, 1_u32..10, 0_u64..4);
+    (size, 0_u64..3, 0_u64..3, priorities(), prop::option::of(0_u64..30)).prop_map(
+        |((cost, length, bytes), client, shape, priority, timeout)| Asked {
+            client,
+            cost,
+            length,
+            bytes,
+            shape,
+            priority,
+            timeout,
+        },
+    )
+}
+
+fn outcomes() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        6 => Just(Outcome::Completed),
+        5 => Just(Outcome::Failed),
+        1 => Just(Outcome::OutOfMemory),
+        1 => Just(Outcome::WrongLength),
+    ]
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let submit = (0_u32..6, 0_u64..3, priorities(), prop::option::of(0_u64..30))
-        .prop_map(|(cost, shape, priority, timeout)| Op::Submit { cost, shape, priority, timeout });
-    let complete =
-        (0..INSTANCES, any::<bool>()).prop_map(|(instance, completed)| Op::Complete { instance, completed });
+    let complete = (0..INSTANCES, outcomes(), 1_u64..6).prop_map(|(instance, outcome, busy)| Op::Complete {
+        instance,
+        outcome,
+        busy,
+    });
+    let free = prop_oneof![9 => Just(u64::MAX), 1 => 0_u64..40];
     let op = prop_oneof![
         20 => (1_u64..8).prop_map(Op::Advance),
-        50 => submit,
+        50 => asked().prop_map(Op::Submit),
         8 => any::<Index>().prop_map(Op::Cancel),
-        25 => (0..INSTANCES).prop_map(Op::Plan),
-        15 => complete,
+        25 => (0..INSTANCES, free).prop_map(|(instance, free)| Op::Plan { instance, free }),
+        20 => complete,
         5 => Just(Op::Expire),
         1 => Just(Op::Drain),
     ];
-    prop::collection::vec(op, 0..120)
+    prop::collection::vec(op, 0..160)
+}
+
+fn buckets() -> impl Strategy<Value = BucketConfig> {
+    let strategies =
+        [PaddingStrategy::Minimal, PaddingStrategy::Maximum, PaddingStrategy::None, PaddingStrategy::Dynamic];
+    (any::<bool>(), prop::sample::select(strategies.to_vec())).prop_map(|(enabled, strategy)| BucketConfig {
+        enabled,
+        boundaries: vec![3, 6],
+        strategy,
+    })
+}
+
+/// What can fail, and what bounds it; each absent in half of the runs.
+fn protections() -> impl Strategy<Value = SchedulerConfig> {
+    let breaker = (1_u32..4, 1_u64..20, 1_u64..20).prop_map(|(failures, window, open)| BreakerConfig {
+        failures,
+        window: Duration::from_nanos(window),
+        open: Duration::from_nanos(open),
+    });
+    (
+        prop::sample::select(vec![Isolation::Bisect, Isolation::None]),
+        prop::option::of(breaker),
+        prop::option::of(4_u64..60),
+        prop::option::of(1_u64..4),
+        prop::option::of(0_u64..20),
+        prop::option::of(0_u64..12),
+    )
+        .prop_map(|(isolation, breaker, memory_limit, bytes, slo, queue_bytes)| SchedulerConfig {
+            isolation,
+            breaker,
+            memory_limit,
+            bytes_per_element: bytes,
+            latency_slo: slo.map(Duration::from_nanos),
+            max_queue_bytes: queue_bytes,
+            ..SchedulerConfig::default()
+        })
 }
 
 fn configs() -> impl Strategy<Value = SchedulerConfig> {
+    let batch = (1_u32..6, 0_u32..4, prop::option::of(0_u64..30), 0_u64..20);
+    let queue = (0_u32..24, prop::option::of(0_u64..40));
+    let order = (prop::bool::weighted(0.9), prop::option::of(0_u64..30));
     (
-        prop::sample::select(vec![Mode::Dynamic, Mode::Fixed]),
+        prop::sample::select(vec![Mode::Dynamic, Mode::Fixed, Mode::Adaptive]),
         prop::sample::select(vec![Dispatch::Eager, Dispatch::Window]),
-        1_u32..6,
-        prop::option::of(0_u64..12),
-        0_u64..20,
-        0_u32..16,
-        prop::option::of(0_u64..24),
+        batch,
+        queue,
+        order,
+        buckets(),
+        protections(),
     )
-        .prop_map(|(mode, dispatch, size, cost, wait, queue, queue_cost)| SchedulerConfig {
+        .prop_map(|(mode, dispatch, batch, queue, order, buckets, protections)| SchedulerConfig {
             mode,
             dispatch,
-            max_batch_size: size,
-            max_batch_cost: cost,
-            max_wait: Duration::from_nanos(wait),
-            max_queue_size: queue,
-            max_queue_cost: queue_cost,
-            ..SchedulerConfig::default()
+            instances: INSTANCES,
+            max_batch_size: batch.0,
+            min_batch_size: batch.1,
+            max_batch_cost: batch.2,
+            max_wait: Duration::from_nanos(batch.3),
+            max_queue_size: queue.0,
+            max_queue_cost: queue.1,
+            priorities: order.0,
+            ageing: order.1.map(Duration::from_nanos),
+            buckets,
+            ..protections
         })
 }
 
@@ -85,25 +171,29 @@ fn line(event: &Event) -> String {
     match event {
         Event::Start { config } => format!("{config:?}"),
         Event::Submit { now, entry, rejection } => format!(
-            "{:3} submit #{} {:?} shape {} cost {} deadline {:?}{}",
+            "{:3} submit #{} of {} {:?} shape {} cost {} length {} bytes {} deadline {:?}{}",
             now.as_nanos(),
             entry.ticket.0,
+            entry.client.0,
             entry.priority,
             entry.shape.0,
             entry.cost,
+            entry.seq_len,
+            entry.bytes,
             entry.deadline.map(Time::as_nanos),
             rejection.as_ref().map_or(String::new(), |why| format!(": refused, {why}")),
         ),
         Event::Cancel { now, ticket } => format!("{:3} cancel #{}", now.as_nanos(), ticket.0),
-        Event::Plan { now, instance, batch, .. } => match batch {
-            None => format!("{:3} plan {}: no batch", now.as_nanos(), instance.0),
+        Event::Plan { now, instance, batch, free } => match batch {
+            None => format!("{:3} plan {} with {free} free: no batch", now.as_nanos(), instance.0),
             Some((batch, tickets)) => {
                 let tickets = list(&mut tickets.iter().map(|ticket| format!("#{}", ticket.0)));
                 format!("{:3} plan {}: batch {} of {tickets}", now.as_nanos(), instance.0, batch.0)
             }
         },
-        Event::Complete { now, batch, verdicts, .. } => {
-            format!("{:3} complete batch {}: {}", now.as_nanos(), batch.0, judged(verdicts))
+        Event::Complete { now, batch, verdicts, report } => {
+            let (now, busy) = (now.as_nanos(), report.busy.as_nanos());
+            format!("{now:3} batch {} {:?} after {busy}: {}", batch.0, report.outcome, judged(verdicts))
         }
         Event::Expire { now, verdicts } => format!("{:3} expire: {}", now.as_nanos(), judged(verdicts)),
         Event::Drain => "    drain".to_owned(),
@@ -159,8 +249,8 @@ proptest! {
             let Some(free) = (0..INSTANCES).map(InstanceId).find(|id| !world.running.contains_key(id)) else {
                 return Ok(());
             };
-            let planned = world.plan(free)?;
-            let oldest = world.waiting.iter().map(|entry| entry.arrived).min();
+            let planned = world.plan(free, u64::MAX)?;
+            let oldest = world.reference.waiting.iter().map(|entry| entry.arrived).min();
             if let (Some(at), Some(oldest)) = (planned, oldest) {
                 prop_assert!(world.now.since(oldest) < config.max_wait, "waits past max_wait");
                 prop_assert!(at <= oldest + config.max_wait, "told to wait past max_wait");
@@ -170,24 +260,32 @@ proptest! {
     }
 
     #[test]
-    fn of_two_of_one_shape_the_more_urgent_that_came_first_leaves_first(config in configs(), ops in ops()) {
-        play(config, &ops, |world| {
+    fn of_two_of_one_client_and_shape_the_more_urgent_that_came_first_leaves_first(
+        config in configs(), ops in ops()
+    ) {
+        // Without what may bring a later one forward: a bucket of its own, its length, its age.
+        let config = SchedulerConfig { buckets: BucketConfig::default(), ageing: None, ..config };
+        play(config.clone(), &ops, |world| {
             world.finish()?;
             let mut entries = Vec::new();
-            let mut left = std::collections::BTreeMap::new();
+            let mut left = std::collections::BTreeMap::<_, (usize, usize)>::new();
             for (index, event) in world.log.iter().enumerate() {
                 match event {
                     Event::Submit { entry, rejection: None, .. } => entries.push(entry),
                     Event::Plan { batch: Some((_, tickets)), .. } => {
-                        left.extend(tickets.iter().enumerate().map(|(place, &ticket)| (ticket, (index, place))));
+                        for (place, &ticket) in tickets.iter().enumerate() {
+                            left.entry(ticket).or_insert((index, place));
+                        }
                     }
                     _ => {}
                 }
             }
             for (index, second) in entries.iter().enumerate() {
-                for first in entries.iter().take(index).filter(|first| first.shape == second.shape) {
+                let alike = |first: &&&crate::Entry| (first.shape, first.client) == (second.shape, second.client);
+                for first in entries.iter().take(index).filter(alike) {
                     let sooner = first.deadline.unwrap_or(Time::MAX) <= second.deadline.unwrap_or(Time::MAX);
-                    let urgent = first.priority > second.priority || first.priority == second.priority && sooner;
+                    let rank = |entry: &crate::Entry| if config.priorities { entry.priority } else { Priority::Normal };
+                    let urgent = rank(first) > rank(second) || rank(first) == rank(second) && sooner;
                     if let (Some(before), Some(after)) = (left.get(&first.ticket), left.get(&second.ticket)) {
                         prop_assert!(!urgent || before < after, "#{} overtook #{}", second.ticket.0, first.ticket.0);
                     }
