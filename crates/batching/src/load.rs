@@ -11,7 +11,7 @@ use crate::time::Time;
 const MOST_GROUPS: usize = 64;
 
 /// The arrivals of each group.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Arrivals {
     groups: BTreeMap<GroupKey, (Time, ArrivalGap)>,
 }
@@ -31,10 +31,15 @@ impl Arrivals {
     pub(crate) fn expected(&self, now: Time, key: GroupKey) -> Option<Duration> {
         self.groups.get(&key)?.1.expected(now)
     }
+
+    /// How long ago the group's last arrival was; zero before the first.
+    pub(crate) fn silence(&self, now: Time, key: GroupKey) -> Duration {
+        self.groups.get(&key).map_or(Duration::ZERO, |(last, _)| now.since(*last))
+    }
 }
 
 /// The share of time that instances ran in, mostly of the last second.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Utilization {
     instances: f64,
     last: Time,

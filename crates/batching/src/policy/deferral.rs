@@ -17,6 +17,9 @@ const LEAST_GAIN: f64 = 0.05;
 /// A smaller gain in seconds is lost when the instance is woken.
 const LEAST_GAIN_SECONDS: f64 = 100e-6;
 
+/// Asking again sooner is not worth waking for.
+const SHORTEST: Duration = Duration::from_micros(20);
+
 /// What a plan costs, in seconds.
 struct Plan {
     /// Mean time until an entry is done.
@@ -48,6 +51,11 @@ impl Weights {
         Self { latency, end, device }
     }
 
+    /// What a second of waiting adds to a deferred plan.
+    fn waiting(&self) -> f64 {
+        self.latency + self.end
+    }
+
     fn cost(&self, plan: &Plan) -> f64 {
         self.latency * plan.latency + self.end * plan.end + self.device * plan.device
     }
@@ -62,6 +70,7 @@ pub(super) fn worth_waiting_until(
 ) -> Option<Time> {
     let costs = outlook.costs?;
     let gap = outlook.arrivals.expected(now, key)?.as_secs_f64();
+    let silence = outlook.arrivals.silence(now, key).as_secs_f64();
     let waiting = group.total();
     let cost = waiting.cost as f64 / waiting.entries as f64;
     let time = |items: u32| {
@@ -94,8 +103,11 @@ pub(super) fn worth_waiting_until(
         let gain = before - weights.cost(&defer);
         if gain > LEAST_GAIN_SECONDS && gain > best * before {
             best = gain / before;
-            // Each arrival asks again; this is only for when it stays away.
-            until = Some(now + Duration::from_secs_f64(2.0 * gap));
+            // Each arrival asks again; this is only for when it stays away: silence is taken for the pace, so
+            // there comes a moment from which on the wait would no longer pay.
+            let spare = (gain - LEAST_GAIN_SECONDS.max(LEAST_GAIN * before)) / weights.waiting() / more;
+            let patience = (gap - silence + spare.max(0.0)).min(2.0 * gap);
+            until = Some(now + Duration::from_secs_f64(patience).max(SHORTEST));
         }
     }
     until
