@@ -13,7 +13,7 @@ pub(crate) type Key = (Time, Ticket);
 ///
 /// A removed ticket stays inside until it comes to the front or the dead outnumber the living, so its owner
 /// says which still live; the front always does.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Order {
     /// Keys that came in order: arrivals always do, and deadlines as long as timeouts are alike.
     run: VecDeque<Key>,

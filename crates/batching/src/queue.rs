@@ -44,7 +44,7 @@ impl Total {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Client {
     order: Order,
     /// The one of its keys in [`Level::turns`] that counts; it may be out of date, never too late.
@@ -52,7 +52,7 @@ struct Client {
 }
 
 /// The waiting entries of one group and one priority.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Level {
     clients: FastMap<ClientId, Client>,
     turns: BinaryHeap<Reverse<Turn>>,
@@ -107,7 +107,7 @@ impl Level {
 }
 
 /// The waiting entries that may share a batch; never empty while the queue holds it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Group {
     levels: [Level; Priority::COUNT],
     arrivals: Order,
@@ -139,7 +139,7 @@ impl Group {
 }
 
 /// All waiting entries of one model.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Queue {
     waiting: TicketMap<(Entry, GroupKey)>,
     groups: BTreeMap<GroupKey, Group>,

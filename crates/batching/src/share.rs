@@ -14,7 +14,7 @@ struct Share {
 }
 
 /// What each client has had of each priority's service, as virtual time: who has had least is next.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Shares {
     clients: FastMap<(Priority, ClientId), Share>,
     /// The start of the last request served, by priority: where a newcomer begins.

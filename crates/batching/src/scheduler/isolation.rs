@@ -22,7 +22,7 @@ pub enum Outcome {
 }
 
 /// Part of a failed batch that will run again.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Retry {
     pub(super) key: GroupKey,
     pub(super) entries: Vec<Entry>,

@@ -63,7 +63,7 @@ enum Place {
     Taken,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Running {
     instance: InstanceId,
     key: GroupKey,
@@ -75,7 +75,7 @@ struct Running {
 }
 
 /// The state machine: every call takes `now`, and none blocks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Scheduler {
     config: SchedulerConfig,
     queue: Queue,

@@ -2,11 +2,15 @@
 
 mod adaptive;
 mod batcher;
+mod bisect;
 mod breaker;
 mod bucket;
 mod cost_model;
+mod fairness;
+mod interleavings;
 mod memory;
 mod model;
+mod objectives;
 mod padding;
 mod properties;
 mod rate;
