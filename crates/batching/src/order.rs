@@ -11,7 +11,8 @@ pub(crate) type Key = (Time, Ticket);
 
 /// A set of tickets, least key first.
 ///
-/// A removed ticket stays inside until it comes to the front or the dead outnumber the living, so its owner
+/// A removed ticket stays inside until it comes to the front or the dead are three times the living (a sweep
+/// asks about each of them, mostly far apart in memory, so it must end many), so its owner
 /// says which still live; the front always does.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Order {
@@ -52,7 +53,7 @@ impl Order {
         while self.strays.peek().is_some_and(|&Reverse((_, ticket))| !lives(ticket)) {
             self.strays.pop();
         }
-        if self.run.len() + self.strays.len() > 2 * self.live + SLACK {
+        if self.run.len() + self.strays.len() > 4 * self.live + SLACK {
             self.run.retain(|&(_, ticket)| lives(ticket));
             self.strays.retain(|&Reverse((_, ticket))| lives(ticket));
         }

@@ -72,7 +72,9 @@ impl Overload {
         }
         match self.scheduler.plan(self.now, InstanceId(0), u64::MAX).next {
             Next::Run(batch) => {
-                batch.entries.iter().for_each(|entry| drop(self.waiting.remove(&entry.ticket)));
+                for entry in &batch.entries {
+                    self.waiting.remove(&entry.ticket);
+                }
                 batch.entries
             }
             _ => Vec::new(),
