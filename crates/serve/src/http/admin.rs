@@ -11,6 +11,7 @@ use trustformers_batching::queue::Total;
 
 use super::error::{ApiError, Code};
 use crate::app::App;
+use crate::registry::Running;
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
@@ -33,6 +34,7 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
             entry["state"] = json!(version.state().name());
             entry["queued"] = json!(queued.entries);
             entry["queued_tokens"] = json!(queued.cost);
+            add_insight(&mut entry, version.ready().as_deref());
             entry
         })
         .collect();
@@ -41,6 +43,13 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
         "connections": app.metrics.connections.get(),
         "models": models,
     }))
+}
+
+/// What the scheduler of a loaded version shows of itself; nothing for one that is not loaded.
+fn add_insight(entry: &mut Value, running: Option<&Running>) {
+    let Some((snapshot, suggestions)) = running.map(Running::insight) else { return };
+    entry["batching"] = json!(snapshot);
+    entry["suggestions"] = json!(suggestions);
 }
 
 fn refresh(app: &App) {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use trustformers_batching::advice::advise;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Submission,
-    Ticket,
+    Batcher, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey, Snapshot,
+    Submission, Suggestion, Ticket,
 };
 
 use super::event_log::EventLog;
@@ -86,6 +87,15 @@ impl Running {
     /// Requests that wait.
     pub fn queued(&self) -> Total {
         self.batcher.queued()
+    }
+
+    /// What the scheduler did since the version was loaded, and what that suggests.
+    pub fn insight(&self) -> (Snapshot, Vec<Suggestion>) {
+        self.batcher.inspect(|scheduler, now| {
+            let snapshot = scheduler.stats(now);
+            let suggestions = advise(&snapshot, scheduler.config());
+            (snapshot, suggestions)
+        })
     }
 
     /// Runs what is queued and ends the threads; blocks until then.
