@@ -118,6 +118,57 @@ fn the_operators_numbers_add_up() {
 }
 
 #[test]
+fn the_schedulers_own_numbers_show() {
+    let running = start("models.delay.delay.batch_time = '10ms'\nmodels.delay.batching.max_batch_size = 2\n");
+    running.post(DELAY, &json!({ "instances": [[1.0], [2.0], [3.0]] })).ok();
+    let stats = running.stats("delay");
+    let batching = &stats["batching"];
+    for (key, value) in [
+        ("/requests/admitted", json!(3)),
+        ("/requests/completed", json!(3)),
+        ("/requests/queued", json!(0)),
+        ("/rejected/queue_full", json!(0)),
+        ("/batches/started", json!(2)),
+        ("/batch_size_histogram", json!([{ "up_to": 1.0, "count": 1 }, { "up_to": 2.0, "count": 1 }])),
+        ("/padding/overhead", json!(0.0)),
+        ("/limits/batch_size", json!(2)),
+        ("/limits/instances", json!(1)),
+        ("/memory/limit_bytes", json!(null)),
+        ("/stalled_instances", json!([])),
+        ("/cost_model/fits/0/samples", json!(2)),
+    ] {
+        assert_eq!(batching.pointer(key), Some(&value), "{key}");
+    }
+    for key in ["/latency_seconds/p50", "/latency_seconds/p99", "/batch_duration_seconds/mean"] {
+        assert!(batching.pointer(key).unwrap().as_f64().unwrap() >= 0.01, "{key}");
+    }
+    for key in ["/throughput/last_10_seconds", "/utilization/overall", "/queue_wait_seconds/p99"] {
+        assert!(batching.pointer(key).unwrap().as_f64().unwrap() > 0.0, "{key}");
+    }
+    assert_eq!(stats["suggestions"], json!([]), "so little is no evidence");
+    running.post("/models/delay/unload", &json!(null)).ok();
+    let unloaded = running.stats("delay");
+    assert_eq!((&unloaded["batching"], &unloaded["suggestions"]), (&json!(null), &json!(null)));
+}
+
+#[test]
+fn a_batch_size_that_holds_the_model_back_is_noticed() {
+    let running = start("models.delay.delay.batch_time = '10ms'\nmodels.delay.batching.max_batch_size = 2\n");
+    for _ in 0..10 {
+        running.post(DELAY, &json!([1.0])).ok();
+    }
+    running.post(DELAY, &json!({ "instances": vec![[1.0]; 400] })).ok();
+    let suggestions = running.stats("delay")["suggestions"].clone();
+    let larger = &suggestions[0];
+    assert_eq!(larger["action"], "raise_max_batch_size", "{suggestions}");
+    assert_eq!((&larger["current"], &larger["proposed"]), (&json!(2.0), &json!(8.0)), "{larger}");
+    assert!(larger["evidence"]["mean_left_behind"].as_f64() > Some(100.0), "{larger}");
+    let gain = &larger["predicted_gain"];
+    assert_eq!(gain["unit"], "items/s");
+    assert!(gain["after"].as_f64().unwrap() > 1.5 * gain["before"].as_f64().unwrap(), "{gain}");
+}
+
+#[test]
 fn an_instance_is_busy_while_its_batch_runs() {
     let running = start("models.delay.delay.batch_time = '1s'\nmodels.delay.batching.max_batch_size = 1\n");
     let mut busy = running.occupy();

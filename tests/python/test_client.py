@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import openai
@@ -17,6 +17,7 @@ from trustformers_serve._calls import Call
 from trustformers_serve._codec import MSGPACK, Reply
 from trustformers_serve.builtin import default_folder
 from trustformers_serve.config import ModelSettings
+from trustformers_serve.replies import BatchingStats, Stats
 
 
 def test_predict_agrees_with_torch(client: ts.Client) -> None:
@@ -106,7 +107,67 @@ def test_health_ready_metrics_and_stats(client: ts.Client) -> None:
     assert client.ready()
     client.predict("delay", one_item(client, "delay"))
     assert "trustformers_requests_total{" in client.metrics()
-    assert client.stats()
+
+
+def conforms(value: Any, kind: Any, path: str) -> None:
+    """Fails unless a reply's value is what its declared type says, with no key more or less."""
+    arguments = get_args(kind)
+    if is_typeddict(kind):
+        declared = get_type_hints(kind)
+        assert kind.__required_keys__ <= set(value) <= set(declared), path
+        for key, inner in value.items():
+            conforms(inner, declared[key], f"{path}.{key}")
+    elif get_origin(kind) is list:
+        for index, inner in enumerate(value):
+            conforms(inner, arguments[0], f"{path}[{index}]")
+    elif get_origin(kind) is dict:
+        for key, inner in value.items():
+            conforms(inner, arguments[1], f"{path}[{key!r}]")
+    elif get_origin(kind) is Literal:
+        assert value in arguments, path
+    elif type(None) in arguments:
+        if value is not None:
+            conforms(value, arguments[0], path)
+    else:
+        assert isinstance(value, (int, float) if kind is float else kind), f"{path}: {value!r}, not {kind}"
+
+
+def test_stats_are_as_declared(client: ts.Client) -> None:
+    before = batching_stats(client, "delay")["requests"]["completed"]
+    client.predict("delay", one_item(client, "delay"))
+    stats = client.stats()
+    conforms(stats, Stats, "stats")
+    assert stats["connections"] >= 1
+    delay = batching_stats(client, "delay")
+    assert delay["requests"]["completed"] == before + 1
+    assert delay["batch_duration_seconds"]["p50"] >= 0.001
+    assert delay["cost_model"]["fits"][0]["samples"] >= 1
+
+
+def batching_stats(client: ts.Client, name: str) -> BatchingStats:
+    model = next(model for model in client.stats()["models"] if model["name"] == name)
+    assert "batching" in model
+    return model["batching"]
+
+
+def test_a_batch_size_that_holds_a_model_back_is_noticed() -> None:
+    config = ts.ServerConfig(
+        server={"port": 0},
+        models={"delay": {"delay": {"batch_time": "10ms"}, "batching": {"max_batch_size": 2}, "warmup": 0}},
+    )
+    with ts.Server(config) as server, ts.Client(server.url) as client:
+        for _ in range(10):
+            client.predict("delay", [1.0])
+        client.predict_batch("delay", [[1.0]] * 400)
+        stats = client.stats()
+    conforms(stats, Stats, "stats")
+    model = stats["models"][0]
+    assert "suggestions" in model
+    suggestion = model["suggestions"][0]
+    assert suggestion["action"] == "raise_max_batch_size"
+    assert suggestion["current"] == 2
+    assert suggestion["proposed"] >= 4
+    assert suggestion["predicted_gain"]["after"] > 1.5 * suggestion["predicted_gain"]["before"]
 
 
 def raw(target: str, method: str = "POST", content: bytes = b"\x80", media_type: str = MSGPACK) -> Call[Any]:

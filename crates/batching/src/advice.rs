@@ -83,9 +83,9 @@ pub struct Suggestion {
     /// What to change.
     pub action: Action,
     /// Its present value: items, seconds, instances or bytes; 0 and 1 for off and on.
-    pub from: f64,
+    pub current: f64,
     /// The proposed value.
-    pub to: f64,
+    pub proposed: f64,
     /// The numbers that say why, by name; times in seconds.
     pub evidence: BTreeMap<&'static str, f64>,
     /// What it gains.

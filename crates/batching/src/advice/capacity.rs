@@ -7,6 +7,8 @@ use crate::bucket::PaddingStrategy;
 const ITEMS: &str = "items/s";
 /// Padding below this part of the work is not worth buckets.
 const LEAST_PADDING: f64 = 0.1;
+/// How many times the present size is proposed at most: the fit saw no larger batches.
+const FURTHEST: f64 = 4.0;
 /// The part of a batch's cost or memory limit from which on that is what bounds it: the last entry that
 /// would fit is rarely of the right size.
 const NEARLY: f64 = 0.7;
@@ -33,7 +35,7 @@ impl Present<'_> {
             config.latency_slo.is_none_or(|slo| 2.0 * curve.seconds(items, tokens) <= slo.as_secs_f64())
         };
         let most = most_tokens.map_or(f64::MAX, |most| (most as f64 / tokens.max(1.0)).floor());
-        let most = most.min((limit + recent.mean_left_behind).floor());
+        let most = most.min((limit + recent.mean_left_behind).floor()).min(FURTHEST * limit);
         let mut size = limit;
         loop {
             let next = (2.0 * size).min(most);
@@ -48,8 +50,8 @@ impl Present<'_> {
         evidence.insert("proposed_batch_seconds", curve.seconds(size, tokens));
         Some(Suggestion {
             action: Action::RaiseMaxBatchSize,
-            from: limit,
-            to: size,
+            current: limit,
+            proposed: size,
             evidence,
             predicted_gain: gain,
         })
@@ -66,8 +68,8 @@ impl Present<'_> {
         let (from, to) = (self.instances(), self.instances() + 1.0);
         Some(Suggestion {
             action: Action::AddInstance,
-            from,
-            to,
+            current: from,
+            proposed: to,
             evidence: self.load(),
             predicted_gain: Gain::more(ITEMS, rate(from), self.served(rate(to))),
         })
@@ -92,8 +94,8 @@ impl Present<'_> {
         evidence.insert("tokens_per_item", recent.tokens_per_item);
         Some(Suggestion {
             action: Action::RaiseMemoryLimit,
-            from: limit as f64,
-            to: memory.full_batch_bytes as f64,
+            current: limit as f64,
+            proposed: memory.full_batch_bytes as f64,
             evidence,
             predicted_gain: Gain::more(ITEMS, rate(self.size()), self.served(rate(size))),
         })
@@ -121,8 +123,8 @@ impl Present<'_> {
         evidence.insert("bucketed_overhead", bucketed);
         Some(Suggestion {
             action: Action::EnableBucketing,
-            from: 0.0,
-            to: 1.0,
+            current: 0.0,
+            proposed: 1.0,
             evidence,
             predicted_gain: Gain::more(ITEMS, rate(recent.tokens_per_item), self.served(rate(tokens))),
         })

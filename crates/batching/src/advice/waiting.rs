@@ -140,11 +140,11 @@ impl Present<'_> {
         explains.then(|| Gain::less("seconds", before, after))
     }
 
-    fn suggestion(&self, action: Action, from: f64, to: f64, predicted_gain: Gain) -> Suggestion {
+    fn suggestion(&self, action: Action, current: f64, proposed: f64, predicted_gain: Gain) -> Suggestion {
         let mut evidence = self.load();
         evidence.insert("mean_latency_seconds", self.snapshot.recent.mean_latency_seconds);
         evidence.insert("max_wait_seconds", self.window());
-        Suggestion { action, from, to, evidence, predicted_gain }
+        Suggestion { action, current, proposed, evidence, predicted_gain }
     }
 }
 

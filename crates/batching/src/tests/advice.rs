@@ -37,7 +37,7 @@ fn follow(
     let suggestion = only(&before, action);
     let gain = &suggestion.predicted_gain;
     near("before", measure(&before), gain.before, 0.1);
-    let after = world.run(&followed(config.clone(), suggestion.to));
+    let after = world.run(&followed(config.clone(), suggestion.proposed));
     near("after", measure(&after), gain.after, 0.1);
     assert!(gain.value > 0.0 && (gain.value - (gain.before - gain.after).abs()).abs() < 1e-9);
     let again = after.advice.iter().find(|suggestion| suggestion.action == action);
@@ -59,7 +59,7 @@ fn flooded() -> World {
 
 #[test]
 fn full_batches_with_others_left_behind_ask_for_larger_ones() {
-    let config = SchedulerConfig { max_batch_size: 8, ..SchedulerConfig::default() };
+    let config = SchedulerConfig { max_batch_size: 32, ..SchedulerConfig::default() };
     let larger = |config, to| SchedulerConfig { max_batch_size: to as u32, ..config };
     follow(&flooded(), &config, Action::RaiseMaxBatchSize, larger, throughput);
 }
@@ -71,7 +71,7 @@ fn larger_batches_keep_within_the_objective() {
     let run = flooded().run(&config);
     // 16 run 26 ms, and 32 run 42 ms: too long for who comes just after a batch has started.
     let suggestion = run.advice.iter().find(|one| one.action == Action::RaiseMaxBatchSize).unwrap();
-    assert_eq!(suggestion.to, 16.0);
+    assert_eq!(suggestion.proposed, 16.0);
     near("batch", suggestion.evidence["proposed_batch_seconds"], 0.026, 0.05);
 }
 

@@ -13,7 +13,7 @@ use super::error::{ApiError, Code};
 use super::infer::ready;
 use super::models::Which;
 use crate::app::App;
-use crate::registry::Now;
+use crate::registry::{Now, Running};
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
@@ -43,6 +43,7 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
             entry["breaker"] = breaker(&now);
             entry["stalled_instances"] = json!(now.stalled);
             entry["memory_limit_bytes"] = json!(now.memory_limit);
+            add_insight(&mut entry, version.ready().as_deref());
             entry
         })
         .collect();
@@ -75,6 +76,13 @@ fn breaker(now: &Now) -> Value {
         Some(BreakerState::Open { .. }) => "open",
     };
     json!({ "state": state, "retry_after_seconds": now.breaker_pause.map(|wait| wait.as_secs_f64()) })
+}
+
+/// What the scheduler of a loaded version shows of itself; nothing for one that is not loaded.
+fn add_insight(entry: &mut Value, running: Option<&Running>) {
+    let Some((snapshot, suggestions)) = running.map(Running::insight) else { return };
+    entry["batching"] = json!(snapshot);
+    entry["suggestions"] = json!(suggestions);
 }
 
 fn refresh(app: &App) {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use trustformers_batching::advice::advise;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
     Batcher, BreakerState, ClientId, Failure, InstanceId, Instances, Observer, Priority, Rejection, ShapeKey,
-    Submission, Ticket,
+    Snapshot, Submission, Suggestion, Ticket,
 };
 
 use super::event_log::EventLog;
@@ -139,6 +140,15 @@ impl Running {
             },
             stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
             memory_limit: scheduler.memory().limit(),
+        })
+    }
+
+    /// What the scheduler did since the version was loaded, and what that suggests.
+    pub fn insight(&self) -> (Snapshot, Vec<Suggestion>) {
+        self.batcher.inspect(|scheduler, now| {
+            let snapshot = scheduler.stats(now);
+            let suggestions = advise(&snapshot, scheduler.config());
+            (snapshot, suggestions)
         })
     }
 

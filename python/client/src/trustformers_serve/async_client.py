@@ -132,7 +132,11 @@ class AsyncClient:
         return await self._send(_calls.metrics())
 
     async def stats(self) -> Stats:
-        """The operator's view of each model's queue and batches."""
+        """What the server does and did, for each model version.
+
+        `batching` holds throughput, percentiles of latency and waiting, batch sizes, padding, utilisation
+        and the fitted cost model; `suggestions`, changes of its settings with what they would gain.
+        """
         return await self._send(_calls.stats())
 
     async def close(self) -> None:
