@@ -20,6 +20,7 @@
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
 //! - [`replay`]: the log of a scheduler's calls, and its replay
+//! - [`sim`]: the scheduler on a virtual clock, with arrivals by chance or from a log
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +41,7 @@ pub mod rate;
 pub mod replay;
 pub mod scheduler;
 mod share;
+pub mod sim;
 pub mod time;
 
 #[cfg(test)]

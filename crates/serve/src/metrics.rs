@@ -215,19 +215,7 @@ impl VersionMetrics {
 
     /// Counts a refused submission.
     pub fn rejected(&self, rejection: &Rejection) {
-        let reason = match rejection {
-            Rejection::QueueFull { .. } => "queue_full",
-            Rejection::QueueCostFull { .. } => "queue_tokens_full",
-            Rejection::QueueBytesFull { .. } => "queue_bytes_full",
-            Rejection::Overloaded { .. } => "overloaded",
-            Rejection::NeverFits { .. } => "never_fits",
-            Rejection::NeverFitsMemory { .. } => "never_fits_memory",
-            Rejection::DeadlinePassed => "deadline_passed",
-            Rejection::DeadlineUnmeetable { .. } => "deadline_unmeetable",
-            Rejection::BreakerOpen { .. } => "breaker_open",
-            Rejection::Draining => "draining",
-        };
-        self.rejections.with_label_values(&[&self.model, &self.version, reason]).inc();
+        self.rejections.with_label_values(&[&self.model, &self.version, rejection.reason()]).inc();
     }
 
     /// Counts tokens that a model has read.

@@ -86,6 +86,24 @@ pub enum Rejection {
     Draining,
 }
 
+impl Rejection {
+    /// Its name in metrics and reports.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Rejection::QueueFull { .. } => "queue_full",
+            Rejection::QueueCostFull { .. } => "queue_tokens_full",
+            Rejection::QueueBytesFull { .. } => "queue_bytes_full",
+            Rejection::Overloaded { .. } => "overloaded",
+            Rejection::NeverFits { .. } => "never_fits",
+            Rejection::NeverFitsMemory { .. } => "never_fits_memory",
+            Rejection::DeadlinePassed => "deadline_passed",
+            Rejection::DeadlineUnmeetable { .. } => "deadline_unmeetable",
+            Rejection::BreakerOpen { .. } => "breaker_open",
+            Rejection::Draining => "draining",
+        }
+    }
+}
+
 impl Scheduler {
     pub(super) fn admit(&mut self, now: Time, entry: &Entry) -> Result<(), Rejection> {
         if self.draining {

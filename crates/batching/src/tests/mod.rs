@@ -11,6 +11,7 @@ mod padding;
 mod properties;
 mod rate;
 mod scheduler;
+mod sim;
 mod stress;
 mod support;
 mod threads;
