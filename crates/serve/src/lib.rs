@@ -9,6 +9,7 @@
 //!
 //! Code map:
 //! - [`cli`], [`commands`]: the command line, and what it does
+//! - [`simulate`]: its command that tries settings without a server
 //! - [`config`]: settings from file, environment and flags, each value with its source
 //! - [`server`], [`app`]: a server in this process; its state and its loop
 //! - [`http`]: routes, bodies, errors
@@ -28,5 +29,6 @@ pub mod logging;
 pub mod metrics;
 pub mod registry;
 pub mod server;
+pub mod simulate;
 pub mod tensor;
 pub mod torch;

@@ -30,7 +30,7 @@ pub struct Arrival {
     pub patience: Option<Duration>,
 }
 
-/// A law by which requests come. Rates are means in requests a second and above 0.
+/// A law by which requests come. Rates are means in requests a second; they and periods are above 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Process {
     /// Each independent of the others.

@@ -82,8 +82,9 @@ impl Device {
             Noise::Factors(factors) if factors.is_empty() => 1.0,
             Noise::Factors(factors) => factors[self.noise.below(factors.len() as u64) as usize],
         };
-        let seconds = Duration::try_from_secs_f64(expected * factor).unwrap_or_default();
+        // What no duration can say is as good as never.
+        let busy = Duration::try_from_secs_f64(expected * factor).unwrap_or(Duration::MAX);
         let failed = self.service.failures > 0.0 && self.failures.unit() < self.service.failures;
-        (seconds.max(Duration::from_nanos(1)), failed)
+        (busy.max(Duration::from_nanos(1)), failed)
     }
 }
