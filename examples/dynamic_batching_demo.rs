@@ -130,10 +130,8 @@ async fn priorities() -> Done {
 async fn deadlines() -> Done {
     let service = started(BatchingConfig { max_batch_size: 4, ..Default::default() }).await?;
     all(&service, (0..64).map(text)).await;
-    let requests = (0..200).map(|number| Request {
-        deadline: Some(Instant::now() + Duration::from_millis(60)),
-        ..text(number)
-    });
+    let requests = (0..200)
+        .map(|number| Request { deadline: Some(Instant::now() + Duration::from_millis(60)), ..text(number) });
     let answers = all(&service, requests).await;
     let met = answers.iter().filter(|answer| answer.is_ok()).count();
     println!("deadlines: of 200 requests due in 60 ms {met} were answered, the others refused or expired");
@@ -159,7 +157,8 @@ async fn memory() -> Done {
         }
         let answered = all(&service, (0..64).map(text)).await.into_iter().filter(Result::is_ok).count();
         let stats = service.get_stats().await;
-        let limit = limit.map_or("no limit".to_owned(), |limit| format!("at most {} MiB a batch", limit >> 20));
+        let limit =
+            limit.map_or("no limit".to_owned(), |limit| format!("at most {} MiB a batch", limit >> 20));
         println!("memory, {limit}: {answered} answered, largest batch {}", stats.snapshot.batch_size.max);
         service.stop().await;
     }
@@ -173,7 +172,9 @@ async fn backpressure() -> Done {
         let service = started(config).await?;
         let answers = all(&service, (0..64).map(text)).await;
         let answered = answers.iter().filter(|answer| answer.is_ok()).count();
-        println!("backpressure {backpressure:?}: {answered} of 64 requests answered with 8 places in the queue");
+        println!(
+            "backpressure {backpressure:?}: {answered} of 64 requests answered with 8 places in the queue"
+        );
         service.stop().await;
     }
     Ok(())

@@ -43,7 +43,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             metadata: Default::default(),
         })
         .await?;
-    println!("request {}: {} numbers in {:.1?}", response.id, response.output[0].elements(), response.latency);
+    println!(
+        "request {}: {} numbers in {:.1?}",
+        response.id,
+        response.output[0].elements(),
+        response.latency
+    );
 
     let urgent = service
         .submit_request(Request {

@@ -6,7 +6,7 @@
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
-//! - `shutdown`, `stopping`, `cli`, `looks`: how it ends, and the command line
+//! - `shutdown`, `stopping`, `cli`, `looks`, `simulate`: how it ends, and the command line
 //! - `isolation`: failing models, full devices, stalled instances, and who is spared
 //! - `keys`, `batching_keys`, `tidy`: every configuration key moves something; the arrows between crates
 
@@ -41,6 +41,7 @@ mod replay;
 mod repository;
 mod routes;
 mod shutdown;
+mod simulate;
 mod stopping;
 mod tidy;
 mod timeouts;

@@ -24,8 +24,14 @@ def snippet(start: str) -> str:
 
 
 def test_no_snippet_is_untested() -> None:
-    starts = ("make serve\n", "make test\n", "curl ", "import trustformers_serve as ts\n")
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 4
+    starts = (
+        "make serve\n",
+        "make test\n",
+        "curl ",
+        "import trustformers_serve as ts\n",
+        "target/release/trustformers-serve simulate ",
+    )
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 5
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +109,10 @@ def test_the_python_snippet_works(tmp_path: Path) -> None:
     similar, different = map(float, re.findall(r"-?\d\.\d\d", done.stdout.splitlines()[0]))
     assert similar > 0.5
     assert different < 0.2
+
+
+def test_the_simulation_works() -> None:
+    printed = run_shell(f"cd {ROOT} && {snippet('target/release/trustformers-serve simulate')}")
+    assert printed.startswith("minilm: bursty arrivals, 300/s, 1 instance")
+    (size,) = re.findall(r"mean batch size +([\d.]+)", printed)
+    assert float(size) > 1

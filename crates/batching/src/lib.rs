@@ -21,6 +21,7 @@
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
 //! - [`replay`]: the log of a scheduler's calls, and its replay
+//! - [`sim`]: the scheduler on a virtual clock, with arrivals by chance or from a log
 
 #![forbid(unsafe_code)]
 
@@ -42,6 +43,7 @@ pub mod rate;
 pub mod replay;
 pub mod scheduler;
 mod share;
+pub mod sim;
 pub mod stats;
 pub mod time;
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, Document, Override, Settings};
+use crate::simulate::SimulateArgs;
 
 /// Parses either form of a command line: with `serve` or without.
 #[derive(Debug, Parser)]
@@ -38,10 +39,12 @@ enum Command {
     /// Serve models over HTTP, which is also what happens without a command
     #[command(after_help = EXAMPLES)]
     Serve(Cli),
+    /// Try settings under a load that is not there: the same scheduler on a virtual clock
+    Simulate(Box<SimulateArgs>),
 }
 
 /// What the user asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct Cli {
     /// Configuration file (TOML); relative paths in it start at its own folder
     #[arg(short, long, value_name = "FILE")]
@@ -87,10 +90,14 @@ pub struct Cli {
     /// Ask the server that runs with this configuration whether it is ready, and exit
     #[arg(long, group = "action")]
     pub health_check: bool,
+
+    /// The options of `simulate`, where that is the command.
+    #[arg(skip)]
+    pub simulate: Option<Box<SimulateArgs>>,
 }
 
 /// What a command line is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Run the server.
     Serve,
@@ -106,6 +113,8 @@ pub enum Action {
     ModelInfo(String),
     /// `--health-check`
     HealthCheck,
+    /// `simulate`
+    Simulate(Box<SimulateArgs>),
 }
 
 impl Cli {
@@ -116,10 +125,17 @@ impl Cli {
         match command {
             None => Ok(cli),
             Some(Command::Serve(rest)) => cli.followed_by(rest),
+            Some(Command::Simulate(args)) => {
+                let (config, set) = (args.config.clone(), args.set.clone());
+                let after = Cli { config, set, simulate: Some(args.clone()), ..Cli::default() };
+                let all = cli.followed_by(after)?;
+                let args = SimulateArgs { config: all.config.clone(), set: all.set.clone(), ..*args };
+                Ok(Cli { simulate: Some(Box::new(args)), ..all })
+            }
         }
     }
 
-    /// Flags before `serve` and flags after it, as if they stood together.
+    /// Flags before the command and flags after it, as if they stood together.
     fn followed_by(self, rest: Cli) -> Result<Self, clap::Error> {
         if self.action() != Action::Serve && rest.action() != Action::Serve {
             return Err(clap::Error::raw(
@@ -139,11 +155,15 @@ impl Cli {
             list_models: self.list_models || rest.list_models,
             model_info: self.model_info.or(rest.model_info),
             health_check: self.health_check || rest.health_check,
+            simulate: rest.simulate,
         })
     }
 
     /// What to do; at most one of the flags is given.
     pub fn action(&self) -> Action {
+        if let Some(args) = &self.simulate {
+            return Action::Simulate(args.clone());
+        }
         match &self.model_info {
             Some(name) => Action::ModelInfo(name.clone()),
             None if self.validate => Action::Validate,
@@ -243,6 +263,16 @@ mod tests {
             parse("--set a=1 --port 1 --host h serve --set b=2 --port 2").unwrap(),
             parse("--set a=1 --set b=2 --host h --port 2").unwrap()
         );
+    }
+
+    #[test]
+    fn flags_before_simulate_are_its_own_too() {
+        let before = parse("--set a=1 --config f simulate --rate 5 --set b=2").unwrap();
+        assert_eq!(before, parse("simulate --config f --set a=1 --set b=2 --rate 5").unwrap());
+        let Action::Simulate(args) = before.action() else { panic!("{before:?}") };
+        assert_eq!((args.rate, args.set), (Some(5.0), vec!["a=1".to_owned(), "b=2".to_owned()]));
+        let error = parse("--validate simulate --rate 5").unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the command line does: serve, or one check and an exit code.
+//! What the command line does: serve, or one check or simulation and an exit code.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -21,6 +21,7 @@ use crate::http::{ROUTES, describe};
 use crate::logging::log_to_stderr;
 use crate::registry::{State, Version};
 use crate::server::{Server, check_devices};
+use crate::simulate;
 use crate::torch::shim::exit_now;
 
 const OK: u8 = 0;
@@ -60,6 +61,7 @@ fn perform(cli: &Cli) -> Result<u8, String> {
         Action::ListModels => list_models(&settings),
         Action::DryRun => dry_run(&settings),
         Action::ModelInfo(name) => model_info(&settings, &name),
+        Action::Simulate(args) => say(&simulate::run(&args, &settings)?),
         Action::Serve => serve(&settings),
     }
 }

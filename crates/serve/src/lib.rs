@@ -9,6 +9,7 @@
 //!
 //! Code map:
 //! - [`cli`], [`commands`]: the command line, and what it does
+//! - [`simulate`]: its command that tries settings without a server
 //! - [`config`]: settings from file, environment and flags, each value with its source
 //! - [`server`], [`app`]: a server in this process; its state and its loop
 //! - [`http`]: routes, bodies, errors
@@ -30,6 +31,7 @@ pub mod metrics;
 pub mod registry;
 pub mod server;
 pub mod service;
+pub mod simulate;
 pub mod tensor;
 pub mod torch;
 

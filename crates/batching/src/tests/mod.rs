@@ -17,6 +17,7 @@ mod properties;
 mod rate;
 mod reference;
 mod scheduler;
+mod sim;
 mod stats;
 mod stress;
 mod support;

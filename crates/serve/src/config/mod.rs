@@ -334,6 +334,14 @@ impl Settings {
     }
 }
 
+/// Reads `"50ms"` where it is no value of a key; the error is a sentence that follows the text.
+pub(crate) fn duration_of(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text).map_err(|error| match error {
+        units::UnitError::Missing => format!("it needs a unit, as in \"{}ms\"", text.trim()),
+        units::UnitError::Other(reason) => format!("it {reason}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,8 +15,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use self::budgets::Budgets;
-pub(crate) use self::running::{cost, shape_key};
 pub use self::running::{Now, Running, Terms, Unanswered};
+pub(crate) use self::running::{cost, shape_key};
 use self::sources::Source;
 pub use self::sources::SourceError;
 pub use self::version::{LoadFailed, State, Version};

@@ -280,7 +280,9 @@ impl Running {
                     let results = tokio::task::block_in_place(|| model.lock().run(&inputs));
                     let results = results.map_err(|error| ModelError(error.to_string()));
                     let result = results.and_then(|mut results| {
-                        results.pop().unwrap_or_else(|| Err(ModelError("the model returned nothing".to_owned())))
+                        results
+                            .pop()
+                            .unwrap_or_else(|| Err(ModelError("the model returned nothing".to_owned())))
                     });
                     return Ok(result.map_err(Failure::Model)?);
                 }
