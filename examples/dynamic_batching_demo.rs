@@ -199,7 +199,7 @@ async fn insight() -> Done {
         let gain = &suggestion.predicted_gain;
         println!(
             "  suggestion: {:?} from {} to {}: {:.0} {} instead of {:.0}",
-            suggestion.action, suggestion.from, suggestion.to, gain.after, gain.unit, gain.before
+            suggestion.action, suggestion.current, suggestion.proposed, gain.after, gain.unit, gain.before
         );
     }
     service.stop().await;
