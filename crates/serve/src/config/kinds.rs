@@ -123,7 +123,7 @@ pub(super) fn integers(range: RangeInclusive<u32>) -> Kind<Vec<u32>> {
             }
             _ => Err(node.wrong(key, "a list of whole numbers")),
         },
-        |numbers| numbers.clone().into(),
+        |numbers: &Vec<u32>| numbers.clone().into(),
     )
 }
 
