@@ -14,6 +14,7 @@ fn a_request_that_waits_too_long_is_504_and_never_runs() {
     let reply = running.post(DELAY, &json!({ "data": [1.0], "timeout_ms": 20 }));
     assert_eq!((reply.status, reply.code().as_str()), (504, "deadline_exceeded"));
     assert_eq!(reply.message(), "the deadline passed while the request was queued");
+    assert_eq!(running.queued("delay"), 1, "it was answered while the model was busy with the first of two");
     assert_eq!(busy.reply().status, 200);
     assert_eq!(running.count("delay", "executed_items"), 2);
     assert_eq!(running.outcomes("delay", "deadline_exceeded"), 1.0);
