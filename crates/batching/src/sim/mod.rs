@@ -252,7 +252,7 @@ impl<I: Iterator<Item = Arrival>, F: FnMut(u64)> Simulation<I, F> {
         let Batch { id, entries, elements, .. } = batch;
         self.tally.started(self.now, &entries, elements);
         let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let (busy, failed) = self.device.run(service_group(&entries), items, elements);
+        let (busy, failed) = self.device.run(self.now, service_group(&entries), items, elements);
         let outcome = if failed { Outcome::Failed } else { Outcome::Completed };
         let report = BatchReport { outcome, busy, peak_bytes: None };
         self.running.push(Reverse(Run { end: self.now + busy, id, instance, report, entries }));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::random::Random;
 use crate::cost_model::CostModel;
 use crate::entry::GroupKey;
+use crate::time::Time;
 
 /// The seconds of a batch, before chance.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +31,9 @@ pub enum Noise {
     None,
     /// By a log-normal factor of mean 1, whose logarithm has this deviation.
     LogNormal(f64),
-    /// By one of these factors, each as likely; empty: not at all.
-    Factors(Vec<f64>),
+    /// By the factor of the last of these times, in order: a device is slow at a moment, because of what
+    /// else runs beside it, and not at a batch.
+    Recorded(Vec<(Time, f64)>),
 }
 
 /// The device of a simulation.
@@ -68,8 +70,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// How long the next batch takes, and whether it fails; at least a nanosecond, so that time goes on.
-    pub(super) fn run(&mut self, group: GroupKey, items: u32, elements: u64) -> (Duration, bool) {
+    /// How long a batch takes that starts now, and whether it fails; at least a nanosecond, so that time goes on.
+    pub(super) fn run(&mut self, now: Time, group: GroupKey, items: u32, elements: u64) -> (Duration, bool) {
         let expected = match &self.service.time {
             BatchTime::Linear { a, b, c } => a + b * f64::from(items) + c * elements as f64,
             BatchTime::Fitted(costs) => {
@@ -79,8 +81,10 @@ impl Device {
         let factor = match &self.service.noise {
             Noise::None => 1.0,
             Noise::LogNormal(sigma) => (sigma * self.noise.normal() - sigma * sigma / 2.0).exp(),
-            Noise::Factors(factors) if factors.is_empty() => 1.0,
-            Noise::Factors(factors) => factors[self.noise.below(factors.len() as u64) as usize],
+            Noise::Recorded(factors) => {
+                let next = factors.partition_point(|(from, _)| *from <= now);
+                factors.get(next.saturating_sub(1)).map_or(1.0, |(_, factor)| *factor)
+            }
         };
         // What no duration can say is as good as never.
         let busy = Duration::try_from_secs_f64(expected * factor).unwrap_or(Duration::MAX);

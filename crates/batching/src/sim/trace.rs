@@ -9,13 +9,10 @@ use super::service::{BatchTime, Noise, Service};
 use super::service_group;
 use crate::bucket::{Buckets, padded};
 use crate::cost_model::CostModel;
-use crate::entry::{BatchId, Entry, GroupKey, Ticket};
+use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
 use crate::replay::Event;
 use crate::scheduler::{Outcome, SchedulerConfig, Verdict};
 use crate::time::Time;
-
-/// The longest record of how far batches were from their expected time.
-const MOST_FACTORS: usize = 65_536;
 
 /// A recorded run, for simulations of the same requests.
 #[derive(Debug, Clone)]
@@ -27,21 +24,25 @@ pub struct Trace {
     /// What happened to them then.
     pub report: Report,
     costs: CostModel,
-    /// The first batches that completed, with their group, items and elements, and how long they took.
-    batches: Vec<(GroupKey, u32, u64, Duration)>,
+    /// Those that completed, in the order of their ends.
+    batches: Vec<Ran>,
+    origin: Time,
 }
 
 impl Trace {
     /// A device as fast as the recorded one, and as variable; `None` where no batch completed.
     pub fn service(&self, seed: u64) -> Option<Service> {
-        let factors = self.batches.iter().filter_map(|&(group, items, elements, took)| {
+        let factors = self.batches.iter().filter_map(|batch| {
+            let Shape { group, items, elements } = batch.shape;
             let expected = self.costs.predict(group, items, elements)?.as_secs_f64();
-            (expected > 0.0).then(|| took.as_secs_f64() / expected)
+            let began = Time::ZERO + batch.began.since(self.origin);
+            (expected > 0.0).then(|| (began, batch.took.as_secs_f64() / expected))
         });
-        let factors: Vec<f64> = factors.collect();
+        let mut factors: Vec<(Time, f64)> = factors.collect();
+        factors.sort_by_key(|(began, _)| *began);
         (!factors.is_empty()).then(|| Service {
             time: BatchTime::Fitted(Box::new(self.costs.clone())),
-            noise: Noise::Factors(factors),
+            noise: Noise::Recorded(factors),
             failures: 0.0,
             seed,
         })
@@ -72,13 +73,31 @@ struct Run {
     running: BTreeMap<BatchId, Running>,
     /// When the last batch ended.
     last: Time,
+    /// When the last batch ended of each instance that has not planned since: if it finds work when it does,
+    /// what it did until then (answering callers, above all) kept that work waiting.
+    between: BTreeMap<InstanceId, Time>,
     costs: CostModel,
-    batches: Vec<(GroupKey, u32, u64, Duration)>,
+    batches: Vec<Ran>,
 }
 
 #[derive(Debug)]
 struct Running {
-    started: Time,
+    instance: InstanceId,
+    began: Time,
+    shape: Shape,
+}
+
+/// A batch that completed.
+#[derive(Debug, Clone)]
+struct Ran {
+    began: Time,
+    took: Duration,
+    shape: Shape,
+}
+
+/// What a batch's time depends on.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
     group: GroupKey,
     items: u32,
     elements: u64,
@@ -102,12 +121,12 @@ impl Recording {
 
     /// What was read; `None` without a request.
     pub fn finish(self) -> Option<Trace> {
-        let Run { config, arrivals, mut tally, costs, batches, live, last, .. } = self.run?;
+        let Run { config, origin, arrivals, mut tally, costs, batches, live, last, .. } = self.run?;
         // What expired while an instance planned has no event of its own.
         let expired = live.values().filter(|(entry, ..)| entry.due() <= last);
         expired.for_each(|_| tally.lost(last, Verdict::ExpiredInQueue));
         let report = tally.report(config.instances.max(1));
-        (!arrivals.is_empty()).then_some(Trace { config, arrivals, report, costs, batches })
+        Some(Trace { config, arrivals, report, costs, batches, origin: origin? })
     }
 }
 
@@ -122,6 +141,7 @@ impl Run {
             live: BTreeMap::new(),
             running: BTreeMap::new(),
             last: Time::ZERO,
+            between: BTreeMap::new(),
             costs: CostModel::default(),
             batches: Vec::new(),
         }
@@ -143,17 +163,24 @@ impl Run {
                     self.tally.cancelled();
                 }
             }
-            Event::Plan { now, batch: Some((id, tickets)), .. } => self.started(now, id, &tickets),
+            Event::Plan { now, instance, batch, .. } => {
+                let began = self.between.remove(&instance).unwrap_or(now);
+                if let Some((id, tickets)) = batch
+                    && let Some(shape) = self.started(now, &tickets)
+                {
+                    self.running.insert(id, Running { instance, began, shape });
+                }
+            }
             Event::Complete { now, batch, report, verdicts } => {
                 self.last = now;
                 if let Some(running) = self.running.remove(&batch) {
                     self.tally.ended(now, report.busy);
-                    self.learn(now, &running, report.outcome);
+                    self.learn(now, running, report.outcome);
                 }
                 self.ended(now, &verdicts);
             }
             Event::Expire { now, verdicts } => self.ended(now, &verdicts),
-            Event::Start { .. } | Event::Plan { .. } | Event::Drain | Event::ResetBreaker => {}
+            Event::Start { .. } | Event::Drain | Event::ResetBreaker => {}
         }
     }
 
@@ -184,10 +211,10 @@ impl Run {
         self.live.insert(entry.ticket, (entry, group, self.arrivals.len() - 1));
     }
 
-    fn started(&mut self, now: Time, id: BatchId, tickets: &[Ticket]) {
+    fn started(&mut self, now: Time, tickets: &[Ticket]) -> Option<Shape> {
         let found: Vec<_> = tickets.iter().filter_map(|ticket| self.live.get(ticket)).collect();
         let entries: Vec<Entry> = found.iter().map(|(entry, ..)| entry.clone()).collect();
-        let Some((_, group, _)) = found.first() else { return };
+        let (_, group, _) = found.first()?;
         let longest = entries.iter().map(|entry| entry.seq_len).max().unwrap_or_default();
         let elements = match longest {
             0 => entries.iter().map(|entry| u64::from(entry.cost)).sum(),
@@ -198,19 +225,17 @@ impl Run {
         };
         self.tally.started(now, &entries, elements);
         let items = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let group = service_group(&entries);
-        self.running.insert(id, Running { started: now, group, items, elements });
+        Some(Shape { group: service_group(&entries), items, elements })
     }
 
-    /// From plan to completion: what the model ran, and what the instance did around it.
-    fn learn(&mut self, now: Time, batch: &Running, outcome: Outcome) {
-        if outcome != Outcome::Completed {
-            return;
-        }
-        let took = now.since(batch.started);
-        self.costs.observe(batch.group, batch.items, batch.elements, took);
-        if self.batches.len() < MOST_FACTORS {
-            self.batches.push((batch.group, batch.items, batch.elements, took));
+    /// The whole time that the instance was not free, not the model's alone.
+    fn learn(&mut self, now: Time, batch: Running, outcome: Outcome) {
+        self.between.insert(batch.instance, now);
+        if outcome == Outcome::Completed {
+            let Running { began, shape, .. } = batch;
+            let took = now.since(began);
+            self.costs.observe(shape.group, shape.items, shape.elements, took);
+            self.batches.push(Ran { began, took, shape });
         }
     }
 

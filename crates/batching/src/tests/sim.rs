@@ -171,8 +171,9 @@ fn a_day_has_its_rush_in_its_first_half() {
     let process = Process::Diurnal { rate: 1000.0, swing: 0.8, period: Duration::from_secs(10) };
     let arrivals = Traffic::new(process).arrivals().take_while(|arrival| arrival.at < at(10_000));
     let (rush, rest): (Vec<_>, Vec<_>) = arrivals.partition(|arrival| arrival.at < at(5_000));
-    // The sine's mean over its positive half is 2/pi.
-    let expected = (1.0 + 0.8 * 0.6366) / (1.0 - 0.8 * 0.6366);
+    // The mean of a sine over its positive half.
+    let more = 0.8 * std::f64::consts::FRAC_2_PI;
+    let expected = (1.0 + more) / (1.0 - more);
     let ratio = rush.len() as f64 / rest.len() as f64;
     assert!((ratio / expected - 1.0).abs() < 0.1, "{ratio} for {expected}");
 }
