@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trustformers_batching::Model;
+use trustformers_batching::{BatchError, Model, ModelError};
 
 pub mod builtin;
 pub mod delay;
@@ -11,6 +11,7 @@ pub mod torchscript;
 
 pub use self::encoder::TextTokenizer;
 use crate::tensor::{HostTensor, TensorSpec};
+use crate::torch::memory::is_out_of_memory;
 
 /// What a request brings to a model, checked against its [`Signature`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,4 +53,14 @@ pub struct Loaded {
     pub signature: Signature,
     /// One an instance, warmed up.
     pub instances: Vec<DynModel>,
+}
+
+/// A batch's failure from LibTorch's words: where memory was wanting, smaller batches may succeed.
+fn batch_error(reason: &str) -> BatchError {
+    if is_out_of_memory(reason) {
+        // tch adds a trace of the stack below.
+        let line = reason.lines().find(|line| is_out_of_memory(line)).unwrap_or(reason);
+        return BatchError::OutOfMemory(ModelError(line.trim().to_owned()));
+    }
+    BatchError::Failed(ModelError(reason.to_owned()))
 }

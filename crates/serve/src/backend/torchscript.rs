@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use tch::{Device, Tensor};
-use trustformers_batching::{BatchResults, Model, ModelError};
+use trustformers_batching::{BatchError, BatchResults, Model, ModelError};
 
-use super::{DynModel, Input, Loaded, Output, Signature};
+use super::{DynModel, Input, Loaded, Output, Signature, batch_error};
 use crate::tensor::{HostTensor, TensorSpec};
 use crate::torch::device::set_threads;
+use crate::torch::memory::{Meter, count_allocations};
 use crate::torch::module::{Module, Outputs};
 use crate::torch::shim::InferenceMode;
 use crate::torch::tensor::{Stacker, split};
@@ -67,6 +68,7 @@ pub fn load(options: &TorchScriptOptions) -> Result<Loaded, LoadError> {
 
 fn read(options: &TorchScriptOptions) -> Result<Loaded, LoadError> {
     set_threads(options.threads);
+    count_allocations();
     let mut models = Vec::with_capacity(options.instances);
     let mut outputs = options.outputs.clone();
     while models.len() < options.instances.max(1) {
@@ -113,6 +115,9 @@ struct TorchScript {
     threads: usize,
     /// The thread that LibTorch's thread count was set for.
     threads_set_on: Option<ThreadId>,
+    device: Device,
+    /// Of the last batch.
+    peak_bytes: Option<u64>,
 }
 
 impl TorchScript {
@@ -123,12 +128,14 @@ impl TorchScript {
             outputs: options.outputs.clone(),
             threads: options.threads,
             threads_set_on: None,
+            device: options.device,
+            peak_bytes: None,
         }
     }
 
     /// Runs the items, each with one tensor an input, as one batch. The result may be a view of this
     /// instance's buffers.
-    fn forward(&mut self, items: &[&[HostTensor]]) -> Result<Outputs, ModelError> {
+    fn forward(&mut self, items: &[&[HostTensor]]) -> Result<Outputs, BatchError> {
         let thread = thread::current().id();
         if self.threads_set_on != Some(thread) {
             set_threads(self.threads);
@@ -136,22 +143,22 @@ impl TorchScript {
         }
         let given = self.stackers.len();
         if let Some(item) = items.iter().find(|item| item.len() != given) {
-            return Err(ModelError(format!("{} tensors for {given} inputs", item.len())));
+            return Err(ModelError(format!("{} tensors for {given} inputs", item.len())).into());
         }
         let batches: Vec<Tensor> = (self.stackers.iter_mut().enumerate())
             .map(|(input, stacker)| stacker.stack(items.iter().map(|item| &item[input])))
             .collect::<Result<_, _>>()
-            .map_err(|error| ModelError(format!("the batch cannot be put together: {error}")))?;
+            .map_err(|error| batch_error(&format!("the batch cannot be put together: {error}")))?;
         let batches: Vec<&Tensor> = batches.iter().collect();
-        self.module.forward(&batches).map_err(|error| ModelError(error.0))
+        self.module.forward(&batches).map_err(|error| batch_error(&error.0))
     }
 
     /// Takes apart what [`TorchScript::forward`] answered for as many items.
-    fn rows(&self, outputs: Outputs, items: usize) -> Result<Vec<Output>, ModelError> {
+    fn rows(&self, outputs: Outputs, items: usize) -> Result<Vec<Output>, BatchError> {
         let tensors = self.in_order(outputs)?;
         let mut rows: Vec<Output> = (0..items).map(|_| Vec::with_capacity(tensors.len())).collect();
         for (spec, tensor) in self.outputs.iter().zip(&tensors) {
-            let failed = |reason: String| ModelError(format!("output \"{}\": {reason}", spec.name));
+            let failed = |reason: String| batch_error(&format!("output \"{}\": {reason}", spec.name));
             check(spec, tensor).map_err(failed)?;
             split(tensor, items, |item, row| rows[item].push(row))
                 .map_err(|error| failed(error.to_string()))?;
@@ -213,7 +220,14 @@ impl Model for TorchScript {
             })
             .collect::<Result<_, _>>()?;
         let _inference = InferenceMode::enter();
-        let outputs = self.forward(&items)?;
-        Ok(self.rows(outputs, items.len())?.into_iter().map(Ok).collect())
+        self.peak_bytes = None;
+        let meter = Meter::start(self.device);
+        let rows = self.forward(&items).and_then(|outputs| self.rows(outputs, items.len()));
+        self.peak_bytes = meter.stop();
+        Ok(rows?.into_iter().map(Ok).collect())
+    }
+
+    fn peak_bytes(&mut self) -> Option<u64> {
+        self.peak_bytes
     }
 }

@@ -7,6 +7,7 @@ pub mod device;
 mod guard;
 pub mod linear;
 pub mod mapped;
+pub mod memory;
 pub mod module;
 pub mod shim;
 pub mod tensor;

@@ -1,8 +1,6 @@
 //! The first runs of a module, on zeros: they check it against its declarations, find outputs that
 //! are not declared, and leave the caches of LibTorch filled.
 
-use trustformers_batching::ModelError;
-
 use super::{LoadError, TorchScript, TorchScriptOptions};
 use crate::tensor::{HostTensor, TensorSpec};
 use crate::torch::module::Outputs;
@@ -28,7 +26,7 @@ pub(super) fn run(model: &mut TorchScript, options: &TorchScriptOptions) -> Resu
             let outputs = try_run(model, options, batch_size, SMALL)?;
             model
                 .rows(outputs, batch_size)
-                .map_err(|ModelError(reason)| LoadError::Outputs { batch_size, reason })?;
+                .map_err(|error| LoadError::Outputs { batch_size, reason: error.to_string() })?;
         }
     }
     Ok(())
@@ -42,14 +40,14 @@ fn try_run(
 ) -> Result<Outputs, LoadError> {
     let item: Vec<HostTensor> = options.inputs.iter().map(|spec| zeros(spec, open_size)).collect();
     let items = vec![item.as_slice(); batch_size];
-    model.forward(&items).map_err(|ModelError(reason)| LoadError::Run {
+    model.forward(&items).map_err(|error| LoadError::Run {
         batch_size,
         sizes: if has_open_dimension(options) {
             format!(", its -1 dimensions being {open_size}")
         } else {
             String::new()
         },
-        reason,
+        reason: error.to_string(),
     })
 }
 
