@@ -17,7 +17,10 @@ fn main() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["attention", "linear", "mapped", "memory", "module", "shim"].map(|unit| format!("src/torch/{unit}.cc")))
+        .files(
+            ["attention", "linear", "mapped", "memory", "module", "shim"]
+                .map(|unit| format!("src/torch/{unit}.cc")),
+        )
         .compile("trustformers_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     for library in ["torch_cpu", "c10"] {

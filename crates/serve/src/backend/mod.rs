@@ -7,9 +7,11 @@ use trustformers_batching::{BatchError, Model, ModelError};
 pub mod builtin;
 pub mod delay;
 pub mod encoder;
+pub mod lengths;
 pub mod torchscript;
 
 pub use self::encoder::TextTokenizer;
+pub use self::lengths::Lengths;
 use crate::tensor::{HostTensor, TensorSpec};
 use crate::torch::memory::is_out_of_memory;
 
@@ -37,6 +39,8 @@ pub enum Signature {
         inputs: Vec<TensorSpec>,
         /// Outputs of one item.
         outputs: Vec<TensorSpec>,
+        /// Where items of different lengths share a batch.
+        lengths: Option<Lengths>,
     },
     /// A text in, one embedding out (`f32`, one dimension).
     Text {

@@ -53,8 +53,10 @@ pub struct EncoderOptions {
     pub warmup: usize,
     /// The larger batch of a warm-up.
     pub warmup_batch_size: usize,
-    /// Tokens a text is truncated to, instead of what the checkpoint says.
+    /// The most tokens of a text, instead of what the checkpoint says.
     pub max_length: Option<usize>,
+    /// Whether a text with more is cut, where its caller does not say; otherwise it is refused.
+    pub truncation: bool,
 }
 
 /// Loads a checkpoint and warms its instances up.
@@ -67,7 +69,7 @@ pub struct EncoderOptions {
 pub fn load(options: &EncoderOptions) -> Result<Loaded, EncoderError> {
     count_allocations();
     let settings = config::read(&options.path)?;
-    let tokenizer = Arc::new(TextTokenizer::load(&settings, options.max_length)?);
+    let tokenizer = Arc::new(TextTokenizer::load(&settings, options.max_length, options.truncation)?);
     let path = settings.directory.join("model.safetensors");
     let checkpoint = Checkpoint::open(&path, settings.model.architecture.prefix())?;
     let bert = {
