@@ -60,3 +60,16 @@ pub(crate) fn script_model(name: &str, file: &str) -> String {
         quoted(&torchscript(file))
     )
 }
+
+/// A model of token ids and their mask, items of any lengths padded together: the mean over what the mask
+/// leaves, and each position's part of it.
+pub(crate) fn masked_mean(name: &str) -> String {
+    format!(
+        "models.{name}.path = {}\n\
+         models.{name}.inputs = [{{ name = 'ids', dtype = 'i64', shape = [-1], pad = 0 }}, \
+         {{ name = 'mask', dtype = 'i64', shape = [-1], pad = 0 }}]\n\
+         models.{name}.outputs = [{{ name = 'mean', dtype = 'f32', shape = [8] }}, \
+         {{ name = 'parts', dtype = 'f32', shape = [-1, 8] }}]\n",
+        quoted(&torchscript("masked_mean"))
+    )
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixtures::{copy_minilm, minilm, minilm_folder, script_model, torchscript};
+use crate::fixtures::{copy_minilm, masked_mean, minilm, minilm_folder, script_model, torchscript};
 use crate::harness::{
     BUSY, DELAY, INSTANT, MINILM, Running, builtin_models, quoted, start, start_settled, threads_named,
     try_settings,
@@ -358,6 +358,36 @@ fn max_length() {
         let input = json!({ "input": "one two three four five six seven" });
         start(&format!("{line}{}", minilm())).post("/v1/embeddings", &input).ok()["usage"]["prompt_tokens"]
             .clone()
+    });
+}
+
+#[test]
+fn truncation() {
+    let long = json!("one two three four five six seven");
+    let status = |line: &str| {
+        let running = start(&format!("{line}{}models.minilm.max_length = 6\n", minilm()));
+        let embedded = running.post("/v1/embeddings", &json!({ "input": long }));
+        let predicted = running.post(MINILM, &long).status;
+        assert_eq!(embedded.status == 200, predicted == 200, "both routes cut or both refuse");
+        predicted
+    };
+    two_values_of("minilm", "models.NAME.truncation", ("true", 200), ("false", 422), status);
+    let tensors = |line: &str| {
+        let running = start(&format!("{line}{}models.tagger.max_length = 2\n", masked_mean("tagger")));
+        running
+            .post("/models/tagger/predict", &json!({ "data": { "ids": [1, 2, 3], "mask": [1, 1, 1] } }))
+            .status
+    };
+    two_values_of("tagger", "models.NAME.truncation", ("true", 200), ("false", 422), tensors);
+}
+
+#[test]
+fn static_batch() {
+    two_values_of("m", "models.NAME.static_batch", ("true", 200), ("false", 500), |line| {
+        let rest = script_model("m", "fixed_rows");
+        let running =
+            start(&format!("{line}{rest}models.m.warmup = 0\nmodels.m.batching.max_batch_size = 4\n"));
+        running.post("/models/m/predict", &json!([1, 2, 3])).status
     });
 }
 

@@ -4,7 +4,8 @@
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
-//! - `timeouts`, `limits`, `batching`, `cancellation`, `replay`: what waits, in which order, for how long
+//! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
+//!   what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
 //! - `shutdown`, `stopping`, `cli`, `looks`, `simulate`: how it ends, and the command line
 //! - `isolation`: failing models, full devices, stalled instances, and who is spared
@@ -35,6 +36,7 @@ mod looks;
 mod malformed;
 mod metrics;
 mod models;
+mod padding;
 mod predict;
 mod reloading;
 mod replay;

@@ -134,7 +134,7 @@ fn a_text_that_is_too_long_is_cut_or_refused_as_asked() {
     assert_eq!(cut["data"].as_array().unwrap().len(), 384);
     let whole = running.post(MINILM, &json!({ "data": long, "parameters": { "truncate": false } }));
     assert_eq!((whole.status, whole.code().as_str()), (422, "invalid_input"));
-    assert_eq!(whole.message(), "the text has more tokens than the 8 that the model takes");
+    assert_eq!(whole.message(), "the text has 12 tokens, more than the 8 that the model takes");
     let fits = json!({ "data": "one two three four five six", "parameters": { "truncate": false } });
     assert_eq!(running.post(MINILM, &fits).status, 200, "six and the two special ones");
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// Element types that models may declare.
@@ -42,6 +43,31 @@ impl DType {
             DType::Bool => "bool",
         }
     }
+
+    /// The bytes of one element of `value`; `None` where the type does not have it. Rounds to the nearest
+    /// of a floating-point type.
+    pub fn element(self, value: f64) -> Option<Vec<u8>> {
+        #[allow(clippy::cast_possible_truncation)] // checked, or meant to round
+        fn whole<T: TryFrom<i64>>(value: f64) -> Option<T> {
+            // Doubles hold every whole number up to here.
+            let exact = value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0;
+            exact.then_some(value as i64).and_then(|value| T::try_from(value).ok())
+        }
+        let narrow = value as f32;
+        match self {
+            DType::F64 => value.is_finite().then(|| value.to_ne_bytes().to_vec()),
+            DType::F32 => narrow.is_finite().then(|| narrow.to_ne_bytes().to_vec()),
+            DType::F16 => {
+                Some(f16::from_f64(value)).filter(|x| x.is_finite()).map(|x| x.to_ne_bytes().to_vec())
+            }
+            DType::BF16 => {
+                Some(bf16::from_f64(value)).filter(|x| x.is_finite()).map(|x| x.to_ne_bytes().to_vec())
+            }
+            DType::I64 => whole::<i64>(value).map(|x| x.to_ne_bytes().to_vec()),
+            DType::I32 => whole::<i32>(value).map(|x| x.to_ne_bytes().to_vec()),
+            DType::Bool => whole::<u8>(value).filter(|x| *x <= 1).map(|x| vec![x]),
+        }
+    }
 }
 
 impl fmt::Display for DType {
@@ -51,7 +77,7 @@ impl fmt::Display for DType {
 }
 
 /// A declared input or output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorSpec {
     /// Its name in requests and answers.
@@ -60,6 +86,39 @@ pub struct TensorSpec {
     pub dtype: DType,
     /// The shape of one item, without the batch dimension; -1 where any size is right.
     pub shape: Vec<i64>,
+    /// Of an input with exactly one -1 dimension: what an item is filled up with along it, so that items
+    /// of different lengths share a batch. `None`: only items of one shape do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad: Option<f64>,
+}
+
+/// How an input is padded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Padding {
+    /// The dimension of an item along which.
+    pub axis: usize,
+    /// The bytes of one element of it.
+    pub element: Vec<u8>,
+}
+
+impl TensorSpec {
+    /// How it is padded; `None` where it is not.
+    ///
+    /// # Errors
+    /// When its shape or its type does not fit `pad`.
+    pub fn padding(&self) -> Result<Option<Padding>, String> {
+        let Some(pad) = self.pad else { return Ok(None) };
+        let mut open = (0..self.shape.len()).filter(|&axis| self.shape[axis] == -1);
+        let (Some(axis), None) = (open.next(), open.next()) else {
+            return Err(format!(
+                "is for inputs with exactly one -1 dimension, but shape is {:?}",
+                self.shape
+            ));
+        };
+        let element =
+            self.dtype.element(pad).ok_or_else(|| format!("is {pad}, which is no {}", self.dtype))?;
+        Ok(Some(Padding { axis, element }))
+    }
 }
 
 impl TensorSpec {
@@ -97,5 +156,69 @@ impl HostTensor {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The first `length` along dimension `axis`; all of it where it has no more.
+    #[must_use]
+    pub fn cut(mut self, axis: usize, length: usize) -> HostTensor {
+        let whole = self.shape[axis];
+        if length >= whole {
+            return self;
+        }
+        let outer: usize = self.shape[..axis].iter().product();
+        let inner = self.shape[axis + 1..].iter().product::<usize>() * self.dtype.size();
+        self.shape[axis] = length;
+        self.data = if outer == 1 {
+            self.data.slice(..length * inner)
+        } else {
+            let mut data = Vec::with_capacity(outer * length * inner);
+            for start in (0..outer).map(|block| block * whole * inner) {
+                data.extend_from_slice(&self.data[start..start + length * inner]);
+            }
+            data.into()
+        };
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_an_element_of_the_types_that_have_it() {
+        assert_eq!(DType::I64.element(-100.0), Some((-100i64).to_ne_bytes().to_vec()));
+        assert_eq!(DType::I32.element(1.0), Some(1i32.to_ne_bytes().to_vec()));
+        assert_eq!(DType::F32.element(0.1), Some(0.1f32.to_ne_bytes().to_vec()));
+        assert_eq!(DType::F64.element(0.1), Some(0.1f64.to_ne_bytes().to_vec()));
+        assert_eq!(DType::F16.element(-1.0), Some(vec![0x00, 0xbc]));
+        assert_eq!(DType::BF16.element(1.0), Some(vec![0x80, 0x3f]));
+        assert_eq!(DType::Bool.element(1.0), Some(vec![1]));
+        for (dtype, value) in [
+            (DType::I64, 0.5),
+            (DType::I32, 3e9),
+            (DType::Bool, 2.0),
+            (DType::Bool, -1.0),
+            (DType::F16, 1e6),
+            (DType::F32, f64::NAN),
+            (DType::I64, f64::INFINITY),
+        ] {
+            assert_eq!(dtype.element(value), None, "{dtype} {value}");
+        }
+    }
+
+    #[test]
+    fn a_cut_keeps_the_start_of_each_row() {
+        let bytes: Vec<u8> = (0..12).collect();
+        let tensor = HostTensor { dtype: DType::Bool, shape: vec![2, 3, 2], data: bytes.into() };
+        let cut = |axis, length| {
+            let cut = tensor.clone().cut(axis, length);
+            (cut.shape, cut.data.to_vec())
+        };
+        assert_eq!(cut(0, 1), (vec![1, 3, 2], vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(cut(1, 2), (vec![2, 2, 2], vec![0, 1, 2, 3, 6, 7, 8, 9]));
+        assert_eq!(cut(2, 1), (vec![2, 3, 1], vec![0, 2, 4, 6, 8, 10]));
+        assert_eq!(cut(1, 0), (vec![2, 0, 2], vec![]));
+        assert_eq!(cut(1, 5).0, [2, 3, 2], "it has no more");
     }
 }

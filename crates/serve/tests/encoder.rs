@@ -55,6 +55,7 @@ fn options(folder: &Path) -> EncoderOptions {
         warmup: 0,
         warmup_batch_size: 1,
         max_length: None,
+        truncation: true,
     }
 }
 

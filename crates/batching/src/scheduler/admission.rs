@@ -201,7 +201,11 @@ impl Scheduler {
         let mean_cost = ahead.cost as f64 / ahead.entries.max(1) as f64;
         let time = |items: usize, cost: f64| self.costs.overall(items as u32, cost.round() as u64);
         let batch = time(limit, mean_cost * limit as f64)?;
-        let run = time(beside + 1, mean_cost * beside as f64 + f64::from(cost))?;
+        // While full batches wait, others come before this one runs, and fill its batch.
+        let run = match full {
+            0 => time(beside + 1, mean_cost * beside as f64 + f64::from(cost))?,
+            _ => batch,
+        };
         // A retry runs before anything new.
         let rounds = full + self.retries.len();
         let wait =

@@ -4,7 +4,7 @@ use crate::config::Format;
 use crate::tensor::{DType, TensorSpec};
 
 /// A built-in model that is read from a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Builtin {
     /// File or directory in the folder of the built-in models.
     pub file: &'static str,
@@ -38,5 +38,5 @@ fn torchscript(file: &'static str, input: TensorSpec, output: TensorSpec) -> Bui
 }
 
 fn tensor(name: &str, shape: &[i64]) -> TensorSpec {
-    TensorSpec { name: name.to_owned(), dtype: DType::F32, shape: shape.to_vec() }
+    TensorSpec { name: name.to_owned(), dtype: DType::F32, shape: shape.to_vec(), pad: None }
 }

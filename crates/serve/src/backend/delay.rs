@@ -22,10 +22,10 @@ pub struct DelayOptions {
 
 /// Instances that return their one input `data` (`f32`, any length) as their one output.
 pub fn load(options: &DelayOptions) -> Loaded {
-    let data = TensorSpec { name: "data".to_owned(), dtype: DType::F32, shape: vec![-1] };
+    let data = TensorSpec { name: "data".to_owned(), dtype: DType::F32, shape: vec![-1], pad: None };
     let instance = || -> DynModel { Box::new(Delay::new(options)) };
     Loaded {
-        signature: Signature::Tensors { inputs: vec![data.clone()], outputs: vec![data] },
+        signature: Signature::Tensors { inputs: vec![data.clone()], outputs: vec![data], lengths: None },
         instances: (0..options.instances).map(|_| instance()).collect(),
     }
 }

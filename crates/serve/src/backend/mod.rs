@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use trustformers_batching::Model;
+use trustformers_batching::{BatchError, Model, ModelError};
 
 pub mod builtin;
 pub mod delay;
 pub mod encoder;
+pub mod lengths;
 pub mod torchscript;
 
 pub use self::encoder::TextTokenizer;
+pub use self::lengths::Lengths;
 use crate::tensor::{HostTensor, TensorSpec};
+use crate::torch::gauge::is_out_of_memory;
 
 /// What a request brings to a model, checked against its [`Signature`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub enum Signature {
         inputs: Vec<TensorSpec>,
         /// Outputs of one item.
         outputs: Vec<TensorSpec>,
+        /// Where items of different lengths share a batch.
+        lengths: Option<Lengths>,
     },
     /// A text in, one embedding out (`f32`, one dimension).
     Text {
@@ -52,4 +57,14 @@ pub struct Loaded {
     pub signature: Signature,
     /// One an instance, warmed up.
     pub instances: Vec<DynModel>,
+}
+
+/// A batch's failure from LibTorch's words: where memory was wanting, smaller batches may succeed.
+fn batch_error(reason: &str) -> BatchError {
+    if is_out_of_memory(reason) {
+        // tch adds a trace of the stack below.
+        let line = reason.lines().find(|line| is_out_of_memory(line)).unwrap_or(reason);
+        return BatchError::OutOfMemory(ModelError(line.trim().to_owned()));
+    }
+    BatchError::Failed(ModelError(reason.to_owned()))
 }

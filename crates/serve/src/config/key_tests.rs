@@ -202,13 +202,17 @@ const MODEL: &[Row] = &[
     ),
     ("pt.version", |s| pt(s).version.clone(), ("'2'", "2"), ("'v1.0'", "v1.0")),
     ("pt.versions", |s| show(&pt(s).versions), ("'all'", "All"), ("['1', 'b']", "Named([\"1\", \"b\"])")),
-    ("pt.inputs", |s| show(&pt(s).inputs), ("[]", "[]"), (TENSOR, TENSOR_SHOWN)),
+    ("pt.inputs", |s| show(&pt(s).inputs), (TENSOR, TENSOR_SHOWN), (PADDED, PADDED_SHOWN)),
     ("pt.outputs", |s| show(&pt(s).outputs), ("[]", "[]"), (TENSOR, TENSOR_SHOWN)),
+    ("pt.static_batch", |s| show(pt(s).static_batch), ("true", "true"), ("false", "false")),
+    ("hf.truncation", |s| show(s.models["hf"].truncation), ("true", "Some(true)"), ("false", "Some(false)")),
     ("hf.max_length", |s| show(s.models["hf"].max_length), ("16", "Some(16)"), ("512", "Some(512)")),
 ];
 
 const TENSOR: &str = "[{ name = 'x', dtype = 'bf16', shape = [-1, 3] }]";
-const TENSOR_SHOWN: &str = "[TensorSpec { name: \"x\", dtype: BF16, shape: [-1, 3] }]";
+const TENSOR_SHOWN: &str = "[TensorSpec { name: \"x\", dtype: BF16, shape: [-1, 3], pad: None }]";
+const PADDED: &str = "[{ name = 'x', dtype = 'i64', shape = [2, -1], pad = -1 }]";
+const PADDED_SHOWN: &str = "[TensorSpec { name: \"x\", dtype: I64, shape: [2, -1], pad: Some(-1.0) }]";
 
 /// Every dotted key that has a row, with the whole table for both texts.
 fn rows() -> Vec<(String, Row)> {

@@ -249,17 +249,26 @@ pub(super) fn versions() -> Kind<super::Versions> {
     )
 }
 
-/// Declared inputs or outputs, in order.
-pub(super) fn tensors() -> Kind<Vec<TensorSpec>> {
+/// Declared inputs, in order.
+pub(super) fn inputs() -> Kind<Vec<TensorSpec>> {
+    tensors(&["name", "dtype", "shape", "pad"])
+}
+
+/// Declared outputs, in order.
+pub(super) fn outputs() -> Kind<Vec<TensorSpec>> {
+    tensors(&["name", "dtype", "shape"])
+}
+
+fn tensors(keys: &'static [&'static str]) -> Kind<Vec<TensorSpec>> {
     Kind::new(
-        |node, key| {
+        move |node, key| {
             let Value::Array(items) = &node.value else {
                 return Err(node.wrong(key, format!("a list of tables like {TENSOR}")));
             };
             let specs = items
                 .iter()
                 .enumerate()
-                .map(|(index, item)| tensor(item, &format!("{key}[{index}]")))
+                .map(|(index, item)| tensor(item, &format!("{key}[{index}]"), keys))
                 .collect::<Result<Vec<_>, _>>()?;
             match duplicate(specs.iter().map(|spec| spec.name.as_str())) {
                 Some(twice) => Err(node.invalid(key, format!("declares \"{twice}\" twice"))),
@@ -282,25 +291,33 @@ const DTYPES: &[(&str, DType)] = &[
     (DType::Bool.name(), DType::Bool),
 ];
 
-fn tensor(node: &Node, key: &str) -> Result<TensorSpec, ConfigError> {
+fn tensor(node: &Node, key: &str, keys: &[&str]) -> Result<TensorSpec, ConfigError> {
     let Value::Table(table) = &node.value else {
         return Err(node.wrong(key, format!("a table like {TENSOR}")));
     };
-    if let Some((other, at)) =
-        table.iter().find(|(key, _)| !["name", "dtype", "shape"].contains(&key.as_str()))
-    {
+    if let Some((other, at)) = table.iter().find(|(key, _)| !keys.contains(&key.as_str())) {
         return Err(ConfigError::UnknownKey {
             at: at.source.clone(),
             key: format!("{key}.{other}"),
-            hint: "the keys here are name, dtype, shape".to_owned(),
+            hint: format!("the keys here are {}", keys.join(", ")),
         });
     }
     let shape = Kind::new(shape, |_| toml::Value::Boolean(false));
-    Ok(TensorSpec {
+    let pad = |pad: &Node| match pad.value {
+        Value::Integer(number) => Ok(number as f64),
+        Value::Float(number) => Ok(number),
+        _ => Err(pad.wrong(&format!("{key}.pad"), "a number")),
+    };
+    let spec = TensorSpec {
         name: required(node, table, key, "name", &text())?,
         dtype: required(node, table, key, "dtype", &choice(DTYPES))?,
         shape: required(node, table, key, "shape", &shape)?,
-    })
+        pad: table.get("pad").map(pad).transpose()?,
+    };
+    match (spec.padding(), table.get("pad")) {
+        (Err(reason), Some(pad)) => Err(pad.invalid(&format!("{key}.pad"), reason)),
+        _ => Ok(spec),
+    }
 }
 
 fn required<T>(node: &Node, table: &Table, key: &str, field: &str, kind: &Kind<T>) -> Result<T, ConfigError> {
@@ -328,6 +345,9 @@ fn show_tensor(spec: &TensorSpec) -> toml::Value {
     table.insert("name".into(), spec.name.clone().into());
     table.insert("dtype".into(), spec.dtype.name().into());
     table.insert("shape".into(), spec.shape.clone().into());
+    if let Some(pad) = spec.pad {
+        table.insert("pad".into(), pad.into());
+    }
     table.into()
 }
 

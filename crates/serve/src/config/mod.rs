@@ -196,8 +196,13 @@ pub struct ModelSettings {
     pub warmup: u32,
     /// Whether it is loaded at start, or only when asked to.
     pub load: bool,
-    /// Tokens that a text is truncated to; `None` takes the checkpoint's.
+    /// The most tokens of a text, or the longest item of a model that pads; `None` takes the checkpoint's,
+    /// or any.
     pub max_length: Option<usize>,
+    /// Whether what is longer is cut, or refused; `None` cuts texts and refuses items.
+    pub truncation: Option<bool>,
+    /// Whether each batch is filled up with zeros to `max_batch_size` rows.
+    pub static_batch: bool,
     /// `[batching]` with the model's own changes.
     pub batching: BatchingSettings,
     /// What the built-in `delay` model does; `None` for every other model.
@@ -296,8 +301,13 @@ impl ModelSettings {
         }
         let takes_text =
             format == Format::Huggingface || (format == Format::Builtin && self.name == "minilm");
-        (self.max_length.is_some() && !takes_text)
-            .then(|| ("max_length", "is for models that read text".to_owned()))
+        if self.static_batch && format != Format::Torchscript {
+            return Some(("static_batch", "is for TorchScript models".to_owned()));
+        }
+        let pads = format == Format::Torchscript && self.inputs.iter().any(|input| input.pad.is_some());
+        let set = [("max_length", self.max_length.is_some()), ("truncation", self.truncation.is_some())];
+        let key = set.into_iter().find(|(_, set)| *set && !takes_text && !pads)?.0;
+        Some((key, "is for models that read text, and for inputs with `pad`".to_owned()))
     }
 }
 
@@ -387,7 +397,7 @@ mod tests {
         assert!(model.check_format(Format::Huggingface).is_ok());
         assert_eq!(
             model.check_format(Format::Torchscript).unwrap_err().to_string(),
-            "model \"a\": `max_length` is for models that read text"
+            "model \"a\": `max_length` is for models that read text, and for inputs with `pad`"
         );
     }
 }

@@ -9,7 +9,8 @@ use super::env::{Override, parse_variable};
 use super::error::ConfigError;
 use super::file::Document;
 use super::kinds::{
-    NAME_RULE, boolean, choice, duration, integer, is_name, name, parsed, path, size, tensors, text, versions,
+    NAME_RULE, boolean, choice, duration, inputs, integer, is_name, name, outputs, parsed, path, size, text,
+    versions,
 };
 use super::section::{Leaf, Report, Section};
 use super::tree::{EMPTY, Node, Source, Table, Value, dotted, merge};
@@ -220,11 +221,13 @@ fn read_model(
         device: s.read("device", &parsed(DEVICES), device),
         instances: s.read("instances", &integer(1..=1024), 1),
         threads: s.optional("threads", &integer(1..=4096), None),
-        inputs: s.read("inputs", &tensors(), Vec::new()),
-        outputs: s.read("outputs", &tensors(), Vec::new()),
+        inputs: s.read("inputs", &inputs(), Vec::new()),
+        outputs: s.read("outputs", &outputs(), Vec::new()),
         warmup: s.read("warmup", &integer(0..=10_000), 1),
         load: s.read("load", &boolean(), true),
         max_length: s.optional("max_length", &integer(1..=1_000_000), None),
+        truncation: s.optional("truncation", &boolean(), None),
+        static_batch: s.read("static_batch", &boolean(), false),
         batching: s.section_over("batching", batching, read_batching),
         delay: read_delay(s, model == "delay" && format == Some(Format::Builtin)),
     };

@@ -103,6 +103,8 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
             warmup: 1,
             load: true,
             max_length: None,
+            truncation: None,
+            static_batch: false,
             batching: settings.batching.clone(),
             delay: Some(delay),
         }
@@ -203,7 +205,7 @@ fn unknown_keys_name_file_line_key_and_the_nearest() {
         ),
         (
             "[models.a]\npath = 'a.pt'\ninputs = [{ name = 'x', dtype = 'f32', shape = [], size = 1 }]",
-            "serve.toml:3: unknown key `models.a.inputs[0].size`; the keys here are name, dtype, shape",
+            "serve.toml:3: unknown key `models.a.inputs[0].size`; the keys here are name, dtype, shape, pad",
         ),
     ] {
         assert_eq!(errors(text), expected);
@@ -346,7 +348,18 @@ fn models_that_cannot_be_are_refused() {
             "4: `models.a.version` names one version, `versions` chooses among folders: only one can be set"
                 .to_owned(),
         ),
-        (pt("max_length = 5"), "3: `models.a.max_length` is for models that read text".to_owned()),
+        (
+            pt("max_length = 5"),
+            "3: `models.a.max_length` is for models that read text, and for inputs with `pad`".to_owned(),
+        ),
+        (
+            pt("truncation = true"),
+            "3: `models.a.truncation` is for models that read text, and for inputs with `pad`".to_owned(),
+        ),
+        (
+            errors("[models.delay]\nstatic_batch = true"),
+            "2: `models.delay.static_batch` is for TorchScript models".to_owned(),
+        ),
         (
             errors("[models.delay]\ninputs = [{ name = 'x', dtype = 'f32', shape = [] }]"),
             "2: `models.delay.inputs` is for TorchScript models; a builtin model brings its own".to_owned(),
@@ -395,6 +408,23 @@ fn declared_tensors_are_checked_one_by_one() {
             "4: `models.a.inputs[0].shape` must be a list of dimensions, -1 where any size is right, got the \
              integer 0"
                 .to_owned(),
+        ),
+        (
+            inputs("{ name = 'x', dtype = 'f32', shape = [-1, -1], pad = 0 }"),
+            "4: `models.a.inputs[0].pad` is for inputs with exactly one -1 dimension, but shape is [-1, -1]"
+                .to_owned(),
+        ),
+        (
+            inputs("{ name = 'x', dtype = 'i64', shape = [-1], pad = 0.5 }"),
+            "4: `models.a.inputs[0].pad` is 0.5, which is no i64".to_owned(),
+        ),
+        (
+            inputs("{ name = 'x', dtype = 'i64', shape = [-1], pad = '0' }"),
+            "4: `models.a.inputs[0].pad` must be a number, got the string \"0\"".to_owned(),
+        ),
+        (
+            errors("models.a = { path = 'a.pt', outputs = [{ name = 'x', dtype = 'f32', shape = [-1], pad = 0 }] }"),
+            "1: unknown key `models.a.outputs[0].pad`; the keys here are name, dtype, shape".to_owned(),
         ),
         (
             errors("models.a = { path = 'a.pt', versions = ['1', '1'] }"),

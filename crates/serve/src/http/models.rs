@@ -93,7 +93,7 @@ pub(crate) fn describe(model: &Model) -> Value {
     let mut entry = json!({ "name": model.name(), "versions": versions });
     if let Some(running) = default.and_then(|version| version.ready()) {
         match &running.signature {
-            Signature::Tensors { inputs, outputs } => {
+            Signature::Tensors { inputs, outputs, .. } => {
                 entry["inputs"] = json!(inputs);
                 entry["outputs"] = json!(outputs);
             }

@@ -203,7 +203,7 @@ async fn inputs_of(
         )));
     }
     Ok(match input {
-        EmbeddingsInput::Texts(texts) => tokenise(app, tokenizer, texts, true).await,
+        EmbeddingsInput::Texts(texts) => tokenise(app, tokenizer, texts, tokenizer.truncates()).await,
         EmbeddingsInput::Ids(many) => many
             .into_iter()
             .map(|ids| match tokenizer.check_ids(&ids) {

@@ -138,11 +138,23 @@ async fn inputs_of(
     call: Call,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
     let Some(tokenizer) = tokenizer(running) else {
-        if call.truncate.is_some() {
-            return Err(ApiError::invalid("parameter \"truncate\" is for models that read text"));
+        let lengths = match &running.signature {
+            Signature::Tensors { lengths, .. } => lengths.as_ref(),
+            Signature::Text { .. } => None,
+        };
+        if call.truncate.is_some() && lengths.is_none() {
+            return Err(ApiError::invalid(
+                "parameter \"truncate\" is for models that read text or pad their inputs",
+            ));
         }
         let inputs = call.items.into_iter().map(|item| match item {
-            Ok(Item::Tensors(tensors)) => Ok(Input::Tensors(tensors)),
+            Ok(Item::Tensors(tensors)) => match lengths {
+                None => Ok(Input::Tensors(tensors)),
+                Some(lengths) => lengths
+                    .fit(tensors, call.truncate.unwrap_or(lengths.truncation))
+                    .map(Input::Tensors)
+                    .map_err(|error| ApiError::invalid(error.to_string())),
+            },
             Ok(Item::Text(_)) => Err(ApiError::invalid("the model reads tensors, not text")),
             Err(misfit) => Err(ApiError::invalid(misfit)),
         });
@@ -157,7 +169,7 @@ async fn inputs_of(
             Err(misfit) => misfits.push((index, misfit)),
         }
     }
-    let mut inputs = tokenise(app, tokenizer, texts, call.truncate.unwrap_or(true)).await;
+    let mut inputs = tokenise(app, tokenizer, texts, call.truncate.unwrap_or(tokenizer.truncates())).await;
     // In ascending order, so that each lands at its own index.
     for (index, misfit) in misfits {
         inputs.insert(index, Err(ApiError::invalid(misfit)));

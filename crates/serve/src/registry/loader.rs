@@ -110,6 +110,9 @@ fn torchscript(
         threads,
         warmup: settings.warmup as usize,
         max_batch_size: settings.batching.max_batch_size as usize,
+        static_batch: settings.static_batch,
+        max_length: settings.max_length,
+        truncation: settings.truncation.unwrap_or(false),
     })
     .map_err(|error| error.to_string())
 }
@@ -124,6 +127,7 @@ fn huggingface(source: &Source, path: &Path, threads: usize, device: tch::Device
         warmup: settings.warmup as usize,
         warmup_batch_size: settings.batching.max_batch_size as usize,
         max_length: settings.max_length,
+        truncation: settings.truncation.unwrap_or(true),
     })
     .map_err(|error| error.to_string())
 }

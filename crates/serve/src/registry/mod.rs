@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use self::budgets::Budgets;
 pub use self::running::{Now, Running, Terms, Unanswered};
-pub(crate) use self::running::{cost, shape_key};
+pub(crate) use self::running::{Size, shape_key};
 use self::sources::Source;
 pub use self::sources::SourceError;
 pub use self::version::{LoadFailed, State, Version};

@@ -17,7 +17,7 @@ use trustformers_batching::{
 };
 
 use super::event_log::EventLog;
-use crate::backend::{Input, Output, Signature};
+use crate::backend::{Input, Lengths, Output, Signature};
 use crate::metrics::VersionMetrics;
 
 /// A model version that answers.
@@ -174,15 +174,20 @@ impl Running {
     ) -> Vec<Result<Output, Unanswered>> {
         let timeout = terms.deadline.saturating_duration_since(Instant::now());
         let gathering = Arc::new(Gathering::new(items.len()));
+        let lengths = match &self.signature {
+            Signature::Tensors { lengths, .. } => lengths.as_ref(),
+            Signature::Text { .. } => None,
+        };
         let submissions = items.iter().enumerate().map(|(index, input)| {
+            let Size { cost, seq_len } = Size::of(input, lengths);
             let gathering = Arc::clone(&gathering);
             Submission {
                 input: Arc::clone(input),
                 client: terms.client,
-                cost: cost(input),
-                seq_len: 0,
+                cost,
+                seq_len,
                 bytes: bytes(input),
-                shape: shape_key(input),
+                shape: shape_key(input, lengths),
                 priority: terms.priority,
                 timeout: Some(timeout),
                 reply: Box::new(move |result| gathering.put(index, result.map_err(Unanswered::Failed))),
@@ -278,14 +283,6 @@ impl Gathering {
     }
 }
 
-/// What an input adds to a batch.
-pub(crate) fn cost(input: &Input) -> u32 {
-    match input {
-        Input::Tensors(_) => 1,
-        Input::Tokens(ids) => u32::try_from(ids.len()).unwrap_or(u32::MAX),
-    }
-}
-
 /// What an input keeps in memory while it waits.
 fn bytes(input: &Input) -> u64 {
     let bytes = match input {
@@ -295,14 +292,41 @@ fn bytes(input: &Input) -> u64 {
     bytes as u64
 }
 
-/// Tensors are stacked, so all of a batch have the same shapes; token sequences are packed, whatever their
-/// lengths.
-pub(crate) fn shape_key(input: &Input) -> ShapeKey {
+/// What an item adds to a batch.
+pub(crate) struct Size {
+    pub(crate) cost: u32,
+    /// 0 where it is not padded.
+    pub(crate) seq_len: u32,
+}
+
+impl Size {
+    pub(crate) fn of(input: &Input, lengths: Option<&Lengths>) -> Self {
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        match (input, lengths) {
+            (Input::Tokens(ids), _) => Self { cost: count(ids.len()), seq_len: 0 },
+            (Input::Tensors(_), None) => Self { cost: 1, seq_len: 0 },
+            (Input::Tensors(tensors), Some(lengths)) => {
+                // One whose inputs differ was refused before; the model refuses it again.
+                let length = lengths.length(tensors).map_or(0, count);
+                Self { cost: length.max(1), seq_len: length }
+            }
+        }
+    }
+}
+
+/// Tensors are stacked, so all of a batch have the same shapes but for what is padded; token sequences are
+/// packed, whatever their lengths.
+pub(crate) fn shape_key(input: &Input, lengths: Option<&Lengths>) -> ShapeKey {
     match input {
         Input::Tokens(_) => ShapeKey::default(),
         Input::Tensors(tensors) => {
             let mut hasher = DefaultHasher::new();
-            tensors.iter().for_each(|tensor| tensor.shape.hash(&mut hasher));
+            for (index, tensor) in tensors.iter().enumerate() {
+                tensor.shape.len().hash(&mut hasher);
+                let varies = |axis| lengths.is_some_and(|lengths| lengths.varies(index, axis));
+                let fixed = tensor.shape.iter().enumerate().filter(|(axis, _)| !varies(*axis));
+                fixed.for_each(|(_, size)| size.hash(&mut hasher));
+            }
             ShapeKey(hasher.finish())
         }
     }

@@ -43,7 +43,7 @@ pub use self::stats::{MetricsSummary, ServiceStats};
 use crate::backend::encoder::{self, EncoderOptions};
 use crate::backend::{DynModel, Input, Loaded, Output, Signature};
 use crate::config::{Settings, cache_folders};
-use crate::registry::{cost, shape_key};
+use crate::registry::{Size, shape_key};
 use crate::torch::device::{self, Requested};
 
 /// Why a request has no response, or the service did not start.
@@ -239,6 +239,11 @@ impl Running {
         priority: trustformers_batching::Priority,
         deadline: Option<Instant>,
     ) -> Result<Output, ServiceError> {
+        let lengths = match &self.signature {
+            Signature::Tensors { lengths, .. } => lengths.as_ref(),
+            Signature::Text { .. } => None,
+        };
+        let Size { cost, seq_len } = Size::of(input, lengths);
         loop {
             let mut space = std::pin::pin!(self.space.notified());
             // Before submitting, so that a place that is freed meanwhile is not missed.
@@ -247,10 +252,10 @@ impl Running {
             let submission = Submission {
                 input: Arc::clone(input),
                 client: ClientId::default(),
-                cost: cost(input),
-                seq_len: 0,
+                cost,
+                seq_len,
                 bytes: 0,
-                shape: shape_key(input),
+                shape: shape_key(input, lengths),
                 priority,
                 timeout: deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
                 // Fails where the caller has left.
@@ -322,6 +327,7 @@ fn builtin_encoder(config: &BatchingConfig) -> Result<Loaded, String> {
         warmup: 1,
         warmup_batch_size: config.max_batch_size,
         max_length: None,
+        truncation: true,
     };
     encoder::load(&options).map_err(|error| error.to_string())
 }

@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod device;
+pub mod gauge;
 mod guard;
 pub mod linear;
 pub mod mapped;

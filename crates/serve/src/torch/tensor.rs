@@ -5,7 +5,7 @@ use std::slice;
 use bytes::Bytes;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::tensor::{DType, HostTensor};
+use crate::tensor::{DType, HostTensor, Padding};
 
 /// A batch that cannot be put together or taken apart.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +27,12 @@ pub enum TensorError {
     /// Elements of a type that no answer can carry.
     #[error("its elements are {0:?}; f32, f64, f16, bf16, i64, i32 and bool can be answered")]
     Kind(Kind),
-    /// Fewer or more rows than items.
+    /// Fewer or more rows than went in.
     #[error("its shape is {shape:?}, whose first dimension is not the batch of {items}")]
     Rows {
         /// Shape of the batch.
         shape: Vec<i64>,
-        /// Items of the batch.
+        /// Rows that went in.
         items: usize,
     },
     /// LibTorch's own reason.
@@ -76,6 +76,7 @@ const RETAINED_BYTES: usize = 64 << 20;
 pub struct Stacker {
     dtype: DType,
     device: Device,
+    padding: Option<Padding>,
     /// One dimension, on the host. A tensor rather than memory of our own, so that a module which
     /// keeps its input keeps the memory alive.
     buffer: Option<Tensor>,
@@ -84,29 +85,38 @@ pub struct Stacker {
 
 impl Stacker {
     /// For items of element type `dtype` that run on `device`.
-    pub fn new(dtype: DType, device: Device) -> Self {
-        Self { dtype, device, buffer: None, capacity: 0 }
+    pub fn new(dtype: DType, device: Device, padding: Option<Padding>) -> Self {
+        Self { dtype, device, padding, buffer: None, capacity: 0 }
     }
 
-    /// The batch `[items, ...]` of `items`, all of the first one's shape. On the CPU it is a view of
-    /// the buffer, which the next call overwrites.
+    /// The batch `[rows, ...]` of `items`, all of the first one's shape; with a padding, all filled up to
+    /// `length`. Rows beyond the items, of which there may be more than `rows`, are zeros. On the CPU it is
+    /// a view of the buffer, which the next call overwrites.
     ///
     /// # Errors
     /// When an item does not have the type or the shape of the batch, or memory cannot be had.
     pub fn stack<'a>(
         &mut self,
         items: impl ExactSizeIterator<Item = &'a HostTensor>,
+        rows: usize,
+        length: usize,
     ) -> Result<Tensor, TensorError> {
-        let count = items.len();
+        let (given, count) = (items.len(), rows.max(items.len()));
         let mut items = items.enumerate().peekable();
-        let shape = items.peek().map(|(_, first)| first.shape.clone()).unwrap_or_default();
+        let mut shape = items.peek().map(|(_, first)| first.shape.clone()).unwrap_or_default();
+        let padding = self.padding.clone();
+        if let Some(size) = padding.as_ref().and_then(|padding| shape.get_mut(padding.axis)) {
+            *size = length;
+        }
         let elements: usize = shape.iter().product();
         let row = elements * self.dtype.size();
         let dtype = self.dtype;
         let buffer = self.reserve(count * elements)?;
         let bytes = host_bytes_mut(buffer, count * row);
         for (index, item) in items {
-            if item.dtype != dtype || item.shape != shape || item.data.len() != row {
+            let whole = item.dtype == dtype && item.data.len() == item.elements() * dtype.size();
+            let target = &mut bytes[index * row..(index + 1) * row];
+            if !whole || !put(item, &shape, padding.as_ref(), target) {
                 return Err(TensorError::Item {
                     item: index,
                     dtype: item.dtype,
@@ -115,8 +125,8 @@ impl Stacker {
                     batch: format!("{dtype} {shape:?}"),
                 });
             }
-            bytes[index * row..(index + 1) * row].copy_from_slice(&item.data);
         }
+        bytes[given * row..].fill(0);
         let (sizes, strides) = layout(count, &shape);
         let view = buffer.f_as_strided(&sizes, &strides, None::<i64>)?;
         let batch = match self.device {
@@ -151,6 +161,35 @@ impl Stacker {
     }
 }
 
+/// Writes an item as a row of `shape`, filled up along the padded dimension. False when it does not fit.
+fn put(item: &HostTensor, shape: &[usize], padding: Option<&Padding>, row: &mut [u8]) -> bool {
+    if item.shape == shape {
+        row.copy_from_slice(&item.data);
+        return true;
+    }
+    let Some(Padding { axis, element }) = padding else { return false };
+    let axis = *axis;
+    let fits = item.shape.len() == shape.len()
+        && item
+            .shape
+            .iter()
+            .zip(shape)
+            .enumerate()
+            .all(|(dimension, (own, size))| own == size || (dimension == axis && own < size));
+    if !fits {
+        return false;
+    }
+    let outer: usize = shape[..axis].iter().product();
+    let inner = shape[axis + 1..].iter().product::<usize>() * item.dtype.size();
+    let (own, whole) = (item.shape[axis] * inner, shape[axis] * inner);
+    for block in 0..outer {
+        let (kept, filled) = row[block * whole..(block + 1) * whole].split_at_mut(own);
+        kept.copy_from_slice(&item.data[block * own..(block + 1) * own]);
+        filled.chunks_exact_mut(element.len()).for_each(|place| place.copy_from_slice(element));
+    }
+    true
+}
+
 /// Sizes and strides of `count` contiguous rows of `shape`.
 fn layout(count: usize, shape: &[usize]) -> (Vec<i64>, Vec<i64>) {
     let as_i64 = |size: &usize| i64::try_from(*size).unwrap_or(i64::MAX);
@@ -162,22 +201,24 @@ fn layout(count: usize, shape: &[usize]) -> (Vec<i64>, Vec<i64>) {
     (sizes, strides)
 }
 
-/// Takes a batch `[items, ...]` apart: `put` gets each item's index and tensor, in order.
+/// Takes a batch `[rows, ...]` apart: `put` gets the index and the tensor of each of the first `items`
+/// rows, in order.
 ///
 /// The items share one copy of the batch, which outlives the tensor and whatever it is a view of.
 ///
 /// # Errors
-/// When the elements are of a type we do not have, or the first dimension is not `items`; then `put`
+/// When the elements are of a type we do not have, or the first dimension is not `rows`; then `put`
 /// was not called.
 pub fn split(
     batch: &Tensor,
+    rows: usize,
     items: usize,
     mut put: impl FnMut(usize, HostTensor),
 ) -> Result<(), TensorError> {
     let dtype = dtype(batch.kind()).ok_or_else(|| TensorError::Kind(batch.kind()))?;
     let sizes = batch.size();
-    if sizes.first().and_then(|rows| usize::try_from(*rows).ok()) != Some(items) {
-        return Err(TensorError::Rows { shape: sizes, items });
+    if sizes.first().and_then(|rows| usize::try_from(*rows).ok()) != Some(rows) {
+        return Err(TensorError::Rows { shape: sizes, items: rows });
     }
     let shape: Vec<usize> = sizes[1..].iter().filter_map(|size| usize::try_from(*size).ok()).collect();
     let row = shape.iter().product::<usize>() * dtype.size();
@@ -243,7 +284,7 @@ mod tests {
 
     fn split_all(batch: &Tensor, items: usize) -> Result<Vec<HostTensor>, TensorError> {
         let mut rows = Vec::new();
-        split(batch, items, |index, row| {
+        split(batch, items, items, |index, row| {
             assert_eq!(index, rows.len());
             rows.push(row);
         })?;
@@ -255,7 +296,7 @@ mod tests {
         for dtype in ALL {
             for shape in [&[][..], &[3], &[2, 3], &[0], &[2, 0, 4]] {
                 let items: Vec<_> = (0..5).map(|seed| item(dtype, shape, seed)).collect();
-                let batch = Stacker::new(dtype, Device::Cpu).stack(items.iter()).unwrap();
+                let batch = Stacker::new(dtype, Device::Cpu, None).stack(items.iter(), 0, 0).unwrap();
                 assert_eq!(batch.kind(), kind(dtype));
                 assert_eq!(split_all(&batch, 5).unwrap(), items, "{dtype} {shape:?}");
             }
@@ -264,25 +305,25 @@ mod tests {
 
     #[test]
     fn rows_outlive_the_buffer_they_came_from() {
-        let mut stacker = Stacker::new(DType::I32, Device::Cpu);
+        let mut stacker = Stacker::new(DType::I32, Device::Cpu, None);
         let first = [item(DType::I32, &[4], 0)];
-        let rows = split_all(&stacker.stack(first.iter()).unwrap(), 1).unwrap();
-        let _ = stacker.stack([item(DType::I32, &[4], 1)].iter()).unwrap();
+        let rows = split_all(&stacker.stack(first.iter(), 0, 0).unwrap(), 1).unwrap();
+        let _ = stacker.stack([item(DType::I32, &[4], 1)].iter(), 0, 0).unwrap();
         assert_eq!(rows, first);
     }
 
     #[test]
     fn a_buffer_is_used_again_for_a_batch_that_fits_in_it() {
-        let mut stacker = Stacker::new(DType::F32, Device::Cpu);
+        let mut stacker = Stacker::new(DType::F32, Device::Cpu, None);
         let large: Vec<_> = (0..8).map(|seed| item(DType::F32, &[16], seed)).collect();
-        let address = stacker.stack(large.iter()).unwrap().data_ptr();
-        assert_eq!(stacker.stack(large[..3].iter()).unwrap().data_ptr(), address);
+        let address = stacker.stack(large.iter(), 0, 0).unwrap().data_ptr();
+        assert_eq!(stacker.stack(large[..3].iter(), 0, 0).unwrap().data_ptr(), address);
     }
 
     #[test]
     fn a_huge_buffer_is_given_back() {
-        let mut stacker = Stacker::new(DType::Bool, Device::Cpu);
-        let _ = stacker.stack([item(DType::Bool, &[RETAINED_BYTES + 1], 0)].iter()).unwrap();
+        let mut stacker = Stacker::new(DType::Bool, Device::Cpu, None);
+        let _ = stacker.stack([item(DType::Bool, &[RETAINED_BYTES + 1], 0)].iter(), 0, 0).unwrap();
         assert!(stacker.buffer.is_none());
     }
 
@@ -306,14 +347,14 @@ mod tests {
     #[test]
     fn an_item_of_another_shape_does_not_stack() {
         let items = [item(DType::F32, &[2], 0), item(DType::F32, &[3], 0)];
-        let error = Stacker::new(DType::F32, Device::Cpu).stack(items.iter()).unwrap_err();
+        let error = Stacker::new(DType::F32, Device::Cpu, None).stack(items.iter(), 0, 0).unwrap_err();
         assert!(error.to_string().starts_with("item 1 is f32 [3]"), "{error}");
     }
 
     #[test]
     fn bytes_that_are_not_those_of_the_shape_do_not_stack() {
         let short = HostTensor { data: Bytes::from_static(&[0; 7]), ..item(DType::F32, &[2], 0) };
-        assert!(Stacker::new(DType::F32, Device::Cpu).stack([short].iter()).is_err());
+        assert!(Stacker::new(DType::F32, Device::Cpu, None).stack([short].iter(), 0, 0).is_err());
     }
 
     #[test]
@@ -324,5 +365,38 @@ mod tests {
         assert!(matches!(split_all(&scalar, 1), Err(TensorError::Rows { .. })));
         let rows = Tensor::zeros([3], (Kind::Float, Device::Cpu));
         assert!(matches!(split_all(&rows, 2), Err(TensorError::Rows { .. })));
+    }
+
+    #[test]
+    fn items_are_filled_up_to_the_length_along_the_padded_dimension() {
+        let of = |shape: &[usize], bytes: &[u8]| HostTensor {
+            dtype: DType::Bool,
+            shape: shape.to_vec(),
+            data: bytes.to_vec().into(),
+        };
+        let items = [of(&[2, 1, 2], &[1, 0, 0, 1]), of(&[2, 3, 2], &[0; 12]), of(&[2, 2, 2], &[0; 8])];
+        let padding = Padding { axis: 1, element: vec![1] };
+        let mut stacker = Stacker::new(DType::Bool, Device::Cpu, Some(padding));
+        let batch = stacker.stack(items.iter(), 4, 3).unwrap();
+        assert_eq!(batch.size(), [4, 2, 3, 2]);
+        let rows = split_all(&batch, 4).unwrap();
+        assert_eq!(rows[0].data[..], [1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1]);
+        assert_eq!(rows[1].data[..], [0; 12]);
+        assert_eq!(rows[2].data[..], [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(rows[3].data[..], [0; 12], "no item's row is zeros, not padding");
+        let mut firsts = Vec::new();
+        split(&batch, 4, 2, |_, row| firsts.push(row)).unwrap();
+        assert_eq!(firsts, rows[..2]);
+        assert!(stacker.stack(items.iter(), 4, 2).is_err(), "an item longer than the length");
+    }
+
+    #[test]
+    fn padding_is_an_element_of_the_type() {
+        let element = DType::I64.element(-100.0).unwrap();
+        let mut stacker =
+            Stacker::new(DType::I64, Device::Cpu, Some(Padding { axis: 0, element: element.clone() }));
+        let one = item(DType::I64, &[1], 0);
+        let rows = split_all(&stacker.stack([one.clone()].iter(), 0, 3).unwrap(), 1).unwrap();
+        assert_eq!(rows[0].data[..], [&one.data[..], &element, &element].concat());
     }
 }

@@ -7,9 +7,13 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from trustformers_serve import _core
+
+if TYPE_CHECKING:
+    # In `typing` itself only from Python 3.11 on.
+    from typing_extensions import NotRequired
 
 Duration: TypeAlias = str | timedelta
 """A duration with its unit ("50ms", "30s"), or a timedelta."""
@@ -120,6 +124,8 @@ class TensorSettings(TypedDict):
     name: str
     dtype: str
     shape: list[int]
+    pad: NotRequired[float]
+    """Of an input with exactly one -1: what items of different lengths are filled up with along it."""
 
 
 class DelaySettings(TypedDict, total=False):
@@ -144,6 +150,8 @@ class ModelSettings(TypedDict, total=False):
     warmup: int
     load: bool
     max_length: int
+    truncation: bool
+    static_batch: bool
     batching: BatchingSettings
     delay: DelaySettings
 

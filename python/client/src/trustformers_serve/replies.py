@@ -22,6 +22,7 @@ class TensorInfo(TypedDict):
     name: str
     dtype: str
     shape: list[int]
+    pad: NotRequired[float]
 
 
 class VersionInfo(TypedDict):

@@ -96,9 +96,14 @@ pub enum TokenError {
         /// The most the model takes.
         max_length: usize,
     },
-    /// A text with more tokens than the model takes; how many is not counted.
-    #[error("the text has more tokens than the {max_length} that the model takes")]
+    /// A text with more tokens than the model takes.
+    #[error("the text has {}{got} tokens, more than the {max_length} that the model takes",
+        if *.all { "" } else { "at least " })]
     TextTooLong {
+        /// Tokens counted.
+        got: usize,
+        /// Whether all were; a very long text's are not.
+        all: bool,
         /// The most the model takes.
         max_length: usize,
     },

@@ -32,8 +32,9 @@ use self::packing::Pack;
 use self::pooling::Pooling;
 pub use self::tokenizer::TextTokenizer;
 use self::weights::Checkpoint;
-use super::{DynModel, Input, Loaded, Output, Signature};
+use super::{DynModel, Input, Loaded, Output, Signature, batch_error};
 use crate::tensor::{DType, HostTensor};
+use crate::torch::gauge::{Meter, count_allocations};
 use crate::torch::shim::InferenceMode;
 
 /// What to load and how to run it.
@@ -52,8 +53,10 @@ pub struct EncoderOptions {
     pub warmup: usize,
     /// The larger batch of a warm-up.
     pub warmup_batch_size: usize,
-    /// Tokens a text is truncated to, instead of what the checkpoint says.
+    /// The most tokens of a text, instead of what the checkpoint says.
     pub max_length: Option<usize>,
+    /// Whether a text with more is cut, where its caller does not say; otherwise it is refused.
+    pub truncation: bool,
 }
 
 /// Loads a checkpoint and warms its instances up.
@@ -64,8 +67,9 @@ pub struct EncoderOptions {
 /// # Errors
 /// When a file is missing, damaged or asks for what is not implemented, naming it.
 pub fn load(options: &EncoderOptions) -> Result<Loaded, EncoderError> {
+    count_allocations();
     let settings = config::read(&options.path)?;
-    let tokenizer = Arc::new(TextTokenizer::load(&settings, options.max_length)?);
+    let tokenizer = Arc::new(TextTokenizer::load(&settings, options.max_length, options.truncation)?);
     let path = settings.directory.join("model.safetensors");
     let checkpoint = Checkpoint::open(&path, settings.model.architecture.prefix())?;
     let bert = {
@@ -84,6 +88,8 @@ pub fn load(options: &EncoderOptions) -> Result<Loaded, EncoderError> {
             most_rows: if options.device == Device::Cpu { CPU_ROWS } else { GPU_ROWS },
             threads: options.threads,
             threads_set_on: None,
+            device: options.device,
+            peak_bytes: None,
         })
         .collect();
     warm_up(&mut encoders, options)?;
@@ -146,6 +152,9 @@ struct Encoder {
     threads: usize,
     /// The thread that LibTorch's thread count was set for.
     threads_set_on: Option<ThreadId>,
+    device: Device,
+    /// Of the last batch.
+    peak_bytes: Option<u64>,
 }
 
 impl Encoder {
@@ -160,6 +169,34 @@ impl Encoder {
         let mut bytes = vec![0; rows.numel() * size_of::<f32>()];
         rows.f_copy_data_u8(&mut bytes, rows.numel())?;
         Ok(bytes.into())
+    }
+
+    fn embed_all(&self, inputs: &[Arc<Input>]) -> BatchResults<Output> {
+        let (mut places, mut sequences) = (Vec::new(), Vec::new());
+        let mut results: Vec<Result<Output, ModelError>> = Vec::with_capacity(inputs.len());
+        for (place, input) in inputs.iter().enumerate() {
+            match self.checked(input) {
+                Ok(ids) => {
+                    places.push(place);
+                    sequences.push(ids);
+                    results.push(Ok(Vec::new()));
+                }
+                Err(error) => results.push(Err(error)),
+            }
+        }
+        let lengths: Vec<usize> = sequences.iter().map(|ids| ids.len()).collect();
+        let dimensions = usize::try_from(self.config.hidden).unwrap_or(0);
+        let width = dimensions * size_of::<f32>();
+        for members in packing::plan(&lengths, self.most_rows) {
+            let pack = Pack::new(&self.config, members.iter().map(|&member| sequences[member]));
+            let rows = self.embed(&pack).map_err(|error| batch_error(&error.to_string()))?;
+            for (row, &member) in members.iter().enumerate() {
+                let data = rows.slice(row * width..(row + 1) * width);
+                results[places[member]] =
+                    Ok(vec![HostTensor { dtype: DType::F32, shape: vec![dimensions], data }]);
+            }
+        }
+        Ok(results)
     }
 
     fn set_threads(&mut self) {
@@ -188,30 +225,14 @@ impl Model for Encoder {
     fn run(&mut self, inputs: &[Arc<Input>]) -> BatchResults<Output> {
         self.set_threads();
         let _inference = InferenceMode::enter();
-        let (mut places, mut sequences) = (Vec::new(), Vec::new());
-        let mut results: Vec<Result<Output, ModelError>> = Vec::with_capacity(inputs.len());
-        for (place, input) in inputs.iter().enumerate() {
-            match self.checked(input) {
-                Ok(ids) => {
-                    places.push(place);
-                    sequences.push(ids);
-                    results.push(Ok(Vec::new()));
-                }
-                Err(error) => results.push(Err(error)),
-            }
-        }
-        let lengths: Vec<usize> = sequences.iter().map(|ids| ids.len()).collect();
-        let dimensions = usize::try_from(self.config.hidden).unwrap_or(0);
-        let width = dimensions * size_of::<f32>();
-        for members in packing::plan(&lengths, self.most_rows) {
-            let pack = Pack::new(&self.config, members.iter().map(|&member| sequences[member]));
-            let rows = self.embed(&pack).map_err(|error| ModelError(error.to_string()))?;
-            for (row, &member) in members.iter().enumerate() {
-                let data = rows.slice(row * width..(row + 1) * width);
-                results[places[member]] =
-                    Ok(vec![HostTensor { dtype: DType::F32, shape: vec![dimensions], data }]);
-            }
-        }
-        Ok(results)
+        self.peak_bytes = None;
+        let meter = Meter::start(self.device);
+        let results = self.embed_all(inputs);
+        self.peak_bytes = meter.stop();
+        results
+    }
+
+    fn peak_bytes(&mut self) -> Option<u64> {
+        self.peak_bytes
     }
 }

@@ -1,6 +1,7 @@
 //! Texts to token ids.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
@@ -14,11 +15,22 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     vocabulary: usize,
     max_length: usize,
+    truncation: bool,
+    /// The same without a limit, to count the tokens of a text that is refused; made for the first.
+    counter: OnceLock<Tokenizer>,
 }
+
+/// Bytes of a text that is too long of which tokens are counted: a refusal must not cost more than an
+/// answer would.
+const COUNTED_BYTES: usize = 64 << 10;
 
 impl TextTokenizer {
     /// Reads tokenizer.json. `max_length` replaces the checkpoint's limit.
-    pub(super) fn load(settings: &Settings, max_length: Option<usize>) -> Result<Self, EncoderError> {
+    pub(super) fn load(
+        settings: &Settings,
+        max_length: Option<usize>,
+        truncation: bool,
+    ) -> Result<Self, EncoderError> {
         let path = settings.directory.join("tokenizer.json");
         let bytes =
             std::fs::read(&path).map_err(|source| EncoderError::Read { path: path.clone(), source })?;
@@ -31,7 +43,13 @@ impl TextTokenizer {
         }
         let tokenizer =
             configure(tokenizer, settings, max_length).map_err(|error| invalid(&path, &*error))?;
-        Ok(Self { tokenizer, vocabulary: settings.model.vocabulary, max_length })
+        Ok(Self {
+            tokenizer,
+            vocabulary: settings.model.vocabulary,
+            max_length,
+            truncation,
+            counter: OnceLock::new(),
+        })
     }
 
     /// The ids of `text`, special tokens included, truncated to [`Self::max_length`].
@@ -73,13 +91,38 @@ impl TextTokenizer {
             .tokenizer
             .encode_fast(text, true)
             .map_err(|error| TokenError::Tokenizer(error.to_string()))?;
-        // The tokenizer stops soon after the limit, so that nothing knows how many there would be.
         if !encoding.get_overflowing().is_empty() {
-            return Err(TokenError::TextTooLong { max_length: self.max_length });
+            return Err(self.too_long(text));
         }
         let ids = encoding.get_ids().to_vec();
         self.check_ids(&ids)?;
         Ok(ids)
+    }
+
+    /// The tokenizer stops soon after the limit, so how many tokens there would be is counted anew.
+    fn too_long(&self, text: &str) -> TokenError {
+        let counter = self.counter.get_or_init(|| {
+            let mut counter = self.tokenizer.clone();
+            // Fails for a limit that leaves no room for special tokens, and this is none.
+            drop(counter.with_truncation(None).map(|_| ()));
+            counter
+        });
+        let all = text.len() <= COUNTED_BYTES;
+        let counted = if all { text } else { &text[..text.floor_char_boundary(COUNTED_BYTES)] };
+        match counter.encode_fast(counted, true) {
+            Ok(encoding) => TokenError::TextTooLong {
+                // The cut may fall within a token.
+                got: encoding.get_ids().len().max(self.max_length + 1),
+                all,
+                max_length: self.max_length,
+            },
+            Err(error) => TokenError::Tokenizer(error.to_string()),
+        }
+    }
+
+    /// Whether a text that is too long is cut, where its caller does not say.
+    pub fn truncates(&self) -> bool {
+        self.truncation
     }
 
     /// Whether the model can run ids that a caller brings: some, not too many, all in the vocabulary.

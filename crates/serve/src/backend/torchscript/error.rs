@@ -39,6 +39,14 @@ pub enum LoadError {
         /// Names of the arguments, those with a default in brackets.
         arguments: String,
     },
+    /// An input cannot be padded as it is declared.
+    #[error("`pad` of input \"{input}\" {reason}")]
+    Pad {
+        /// Its name.
+        input: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// A first run failed.
     #[error("it fails on zeros at batch size {batch_size}{sizes}: {reason}")]
     Run {

@@ -45,7 +45,7 @@ fn saved(source: &str) -> (TempDir, PathBuf) {
 }
 
 fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
-    TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() }
+    TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec(), pad: None }
 }
 
 fn options(path: &Path, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> TorchScriptOptions {
@@ -58,6 +58,9 @@ fn options(path: &Path, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> To
         threads: 1,
         warmup: 1,
         max_batch_size: 4,
+        static_batch: false,
+        max_length: None,
+        truncation: false,
     }
 }
 
@@ -355,4 +358,74 @@ open(os.path.join(folder, 'y'), 'wb').write(y.detach().numpy().tobytes())"
             assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?} {expected:?}");
         }
     }
+}
+
+/// Adds each row's own number of elements that are not padding, and passes the input through.
+const COUNTS: &str = "def forward(self, x):\n        return (x >= 0).sum(1, dtype=torch.int64), x * 2";
+
+fn padded(shape: &[i64], pad: f64) -> TensorSpec {
+    TensorSpec { pad: Some(pad), ..spec("x", DType::F32, shape) }
+}
+
+#[test]
+fn padded_items_share_a_batch_and_outputs_are_cut_to_their_length() {
+    let (_folder, path) = saved(COUNTS);
+    let (mut model, outputs) = load_one(&options(&path, vec![padded(&[-1], -1.0)], Vec::new()));
+    assert_eq!(outputs[1].shape, [-1]);
+    let items = [vec![floats(&[1], &[5.0])], vec![floats(&[3], &[1.0, 2.0, 3.0])]];
+    let rows = run(&mut model, &items).unwrap();
+    let count = |row: &Output| i64::from_ne_bytes(row[0].data[..].try_into().unwrap());
+    assert_eq!((count(&rows[0]), count(&rows[1])), (1, 3), "padding is -1 and not counted");
+    assert_eq!((values(&rows[0][1]), values(&rows[1][1])), (vec![10.0], vec![2.0, 4.0, 6.0]));
+    let inputs: Vec<_> = items.into_iter().map(|item| Arc::new(Input::Tensors(item))).collect();
+    let wide = model.run_padded(&inputs, 7).unwrap();
+    assert_eq!(wide, rows.into_iter().map(Ok).collect::<Vec<_>>(), "a longer padding changes nothing");
+}
+
+#[test]
+fn an_output_that_does_not_follow_the_padding_is_refused_at_load() {
+    let (_folder, path) = saved("def forward(self, x):\n        return x[:, ::2]");
+    let reason = reason(&options(&path, vec![padded(&[-1], 0.0)], Vec::new()));
+    assert!(reason.contains("dimension 0 is 4 for inputs padded to 8"), "{reason}");
+}
+
+#[test]
+fn a_pad_that_does_not_fit_its_input_is_refused_at_load() {
+    let (_folder, path) = saved(IDENTITY);
+    let reason = reason(&options(&path, vec![padded(&[-1, -1], 0.0)], Vec::new()));
+    assert!(reason.starts_with("`pad` of input \"x\" is for inputs with exactly one -1"), "{reason}");
+}
+
+#[test]
+fn first_runs_are_no_longer_than_the_model_takes() {
+    let (_folder, path) =
+        saved("def forward(self, x):\n        assert x.size(1) <= 3, 'too long'\n        return x");
+    let with = |max_length| TorchScriptOptions {
+        max_length,
+        ..options(&path, vec![padded(&[-1], 0.0)], Vec::new())
+    };
+    let (mut model, outputs) = load_one(&with(Some(3)));
+    assert_eq!(outputs[0].shape, [-1]);
+    let inputs = [Arc::new(Input::Tensors(vec![floats(&[2], &[1.0, 2.0])]))];
+    assert!(model.run_padded(&inputs, 64).is_ok(), "a bucket reaches beyond it");
+    assert!(reason(&with(None)).contains("too long"));
+}
+
+#[test]
+fn a_static_batch_always_has_all_its_rows() {
+    let (_folder, path) = saved(
+        "def forward(self, x):\n        assert x.size(0) == 4, 'four rows'\n        return x + x.sum(0)",
+    );
+    let options = TorchScriptOptions {
+        static_batch: true,
+        ..options(&path, vec![spec("x", DType::F32, &[1])], Vec::new())
+    };
+    let (mut model, outputs) = load_one(&options);
+    assert_eq!(outputs[0].shape, [1]);
+    let mut run = |items: &[f32]| {
+        let items: Vec<_> = items.iter().map(|value| vec![floats(&[1], &[*value])]).collect();
+        run(&mut model, &items).unwrap().iter().map(|row| values(&row[0])[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(run(&[1.0, 2.0, 3.0, 4.0]), [11.0, 12.0, 13.0, 14.0]);
+    assert_eq!(run(&[1.0, 2.0]), [4.0, 5.0], "what filled the rows before is gone");
 }

@@ -1,9 +1,7 @@
 //! The first runs of a module, on zeros: they check it against its declarations, find outputs that
 //! are not declared, and leave the caches of LibTorch filled.
 
-use trustformers_batching::ModelError;
-
-use super::{LoadError, TorchScript, TorchScriptOptions};
+use super::{Layout, LoadError, TorchScript, TorchScriptOptions};
 use crate::tensor::{HostTensor, TensorSpec};
 use crate::torch::module::Outputs;
 use crate::torch::shim::InferenceMode;
@@ -23,15 +21,22 @@ pub(super) fn run(model: &mut TorchScript, options: &TorchScriptOptions) -> Resu
     }
     let most = options.max_batch_size.max(1);
     let sizes = if most == 1 { vec![1] } else { vec![1, most] };
+    let (small, _) = open_sizes(options);
     for batch_size in sizes {
         for _ in 0..options.warmup {
-            let outputs = try_run(model, options, batch_size, SMALL)?;
+            let (outputs, layout) = try_run(model, options, batch_size, small)?;
             model
-                .rows(outputs, batch_size)
-                .map_err(|ModelError(reason)| LoadError::Outputs { batch_size, reason })?;
+                .rows(outputs, batch_size, &layout)
+                .map_err(|error| LoadError::Outputs { batch_size, reason: error.to_string() })?;
         }
     }
     Ok(())
+}
+
+/// Two sizes for -1 dimensions, neither longer than the model takes.
+fn open_sizes(options: &TorchScriptOptions) -> (usize, usize) {
+    let other = options.max_length.unwrap_or(OTHER).clamp(1, OTHER);
+    (SMALL.min(other.div_ceil(2)), other)
 }
 
 fn try_run(
@@ -39,10 +44,10 @@ fn try_run(
     options: &TorchScriptOptions,
     batch_size: usize,
     open_size: usize,
-) -> Result<Outputs, LoadError> {
+) -> Result<(Outputs, Layout), LoadError> {
     let item: Vec<HostTensor> = options.inputs.iter().map(|spec| zeros(spec, open_size)).collect();
     let items = vec![item.as_slice(); batch_size];
-    model.forward(&items).map_err(|ModelError(reason)| LoadError::Run {
+    let failed = |reason: String| LoadError::Run {
         batch_size,
         sizes: if has_open_dimension(options) {
             format!(", its -1 dimensions being {open_size}")
@@ -50,7 +55,10 @@ fn try_run(
             String::new()
         },
         reason,
-    })
+    };
+    let layout = model.layout(&items, 0).map_err(|error| failed(error.0))?;
+    let outputs = model.forward(&items, &layout).map_err(|error| failed(error.to_string()))?;
+    Ok((outputs, layout))
 }
 
 fn has_open_dimension(options: &TorchScriptOptions) -> bool {
@@ -67,11 +75,13 @@ fn zeros(spec: &TensorSpec, open_size: usize) -> HostTensor {
 /// What `model` answers: named as in its dictionary, else `output`, or `output_0` and so on. A
 /// dimension is -1 where it differs between two sizes of the inputs' -1 dimensions.
 fn find_outputs(model: &mut TorchScript, options: &TorchScriptOptions) -> Result<Vec<TensorSpec>, LoadError> {
-    let seen = try_run(model, options, 1, SMALL)?;
-    let mut specs = describe(&seen).map_err(|reason| LoadError::Outputs { batch_size: 1, reason })?;
+    let (small, other) = open_sizes(options);
+    let (seen, layout) = try_run(model, options, 1, small)?;
+    let mut specs =
+        describe(&seen, layout.rows).map_err(|reason| LoadError::Outputs { batch_size: 1, reason })?;
     if has_open_dimension(options) {
         // A model that takes no other size keeps the sizes that were seen.
-        if let Ok(other) = try_run(model, options, 1, OTHER) {
+        if let Ok((other, _)) = try_run(model, options, 1, other) {
             for (spec, tensor) in specs.iter_mut().zip(&other.tensors) {
                 for (size, other) in spec.shape.iter_mut().zip(tensor.size().into_iter().skip(1)) {
                     if *size != other {
@@ -84,7 +94,7 @@ fn find_outputs(model: &mut TorchScript, options: &TorchScriptOptions) -> Result
     Ok(specs)
 }
 
-fn describe(outputs: &Outputs) -> Result<Vec<TensorSpec>, String> {
+fn describe(outputs: &Outputs, rows: usize) -> Result<Vec<TensorSpec>, String> {
     if outputs.tensors.is_empty() {
         return Err("it answers no tensor".to_owned());
     }
@@ -100,12 +110,12 @@ fn describe(outputs: &Outputs) -> Result<Vec<TensorSpec>, String> {
             let dtype = dtype(kind).ok_or_else(|| {
                 format!("output \"{name}\" has elements of type {kind:?}, which cannot be answered")
             })?;
-            if sizes.first() != Some(&1) {
+            if sizes.first().and_then(|size| usize::try_from(*size).ok()) != Some(rows) {
                 return Err(format!(
                     "output \"{name}\" is {sizes:?}, whose first dimension is not the batch"
                 ));
             }
-            Ok(TensorSpec { name, dtype, shape: sizes[1..].to_vec() })
+            Ok(TensorSpec { name, dtype, shape: sizes[1..].to_vec(), pad: None })
         })
         .collect()
 }
