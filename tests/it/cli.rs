@@ -78,7 +78,7 @@ fn a_wrong_configuration_is_one_line_with_file_line_key_and_what_to_write() {
         ("[server]\nport = 'eight'", &["serve.toml:2", "`server.port`", "eight"]),
         ("[device]\ndefault = 'gpu'", &["serve.toml:2", "cuda:N"]),
         ("[batching]\nmode = 'fixed'\ndispatch = 'eager'", &["serve.toml:3", "batching.dispatch"]),
-        ("[batching]\nmode = 'adaptive'", &["serve.toml:2", "dynamic", "fixed"]),
+        ("[batching]\nmode = 'continuous'", &["serve.toml:2", "dynamic", "fixed"]),
         ("[server", &["serve.toml:1", "not valid TOML"]),
         ("[models.m]\ninstances = 1", &["serve.toml", "models.m"]),
     ] {

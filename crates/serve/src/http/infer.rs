@@ -50,7 +50,9 @@ impl Urgency<'_> {
             None => header(self.headers, "x-timeout-ms")?.map(parse_timeout).transpose()?,
         };
         let server = app.settings.request_timeout;
-        let usual = server.mul_f64(batching.timeout_multipliers.of(priority));
+        // Where priorities do not count, a shorter time must not let a request overtake either.
+        let counts = if batching.enable_priority_scheduling { priority } else { Priority::Normal };
+        let usual = server.mul_f64(batching.timeout_multipliers.of(counts));
         // Naming a time gives no less than not naming one would.
         let timeout = timeout_ms.map_or(usual, |asked| Duration::from_millis(asked).min(server.max(usual)));
         Ok(Terms { priority, deadline: self.arrived + timeout, client: app.clients.of(self.headers) })
