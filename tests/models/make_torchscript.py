@@ -64,7 +64,14 @@ class FixedRows(nn.Module):
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    models = {"double": Scale(2.0), "triple": Scale(3.0), "raises": Raises(), "mixed": Mixed(), "masked_mean": MaskedMean(), "fixed_rows": FixedRows()}
+    models = {
+        "double": Scale(2.0),
+        "triple": Scale(3.0),
+        "raises": Raises(),
+        "mixed": Mixed(),
+        "masked_mean": MaskedMean(),
+        "fixed_rows": FixedRows(),
+    }
     for name, model in models.items():
         torch.jit.script(model).save(str(folder / f"{name}.pt"))
 
