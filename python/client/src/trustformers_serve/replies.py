@@ -89,6 +89,7 @@ class BreakerReset(TypedDict):
     version: str
     breaker: Breaker
 
+
 class Distribution(TypedDict):
     """What is known of many values; all 0 without any. Percentiles are within 1.6 %."""
 
