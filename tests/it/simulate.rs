@@ -74,7 +74,8 @@ fn it_obeys_the_settings_of_the_model() {
     ));
     let args = ["--config", path(&config), "--rate", "1000", "--requests", "5000"];
     let small = &report(&args)["simulated"];
-    let largest = |report: &Value| report["batch_sizes"].as_object().unwrap().keys().next_back().unwrap().clone();
+    let largest =
+        |report: &Value| report["batch_sizes"].as_object().unwrap().keys().next_back().unwrap().clone();
     assert_eq!((&small["requests"], largest(small)), (&json!(5000), "4".to_owned()));
     // Two instances with four every 24 ms.
     let throughput = small["throughput"].as_f64().unwrap();

@@ -5,7 +5,8 @@
 //! - `report`, `histogram`: what it came to
 //! - `random`: numbers that are the same for the same seed
 //!
-//! What a server does between its scheduler's calls takes no time here.
+//! What a server does between its scheduler's calls takes no time here; what its instances do between two
+//! batches is in the times of a trace.
 
 mod arrivals;
 pub(crate) mod histogram;
