@@ -43,8 +43,10 @@ const SLOWDOWN_MAX: f64 = 1e3;
 const DRIFT_FORGETTING: f64 = 0.05;
 /// How far the shares of a, b and c may lie from the prior, in parts of a mean batch's seconds.
 const PRIOR_SPREAD: f64 = 0.5;
-/// Pull of the prior to equal shares at each batch, so that an accident at the start is forgotten.
+/// Pull of the prior to equal shares at each batch, so that an accident at the start is forgotten. Only at
+/// the start: under saturation all batches are alike, and what was learned of other sizes has to last.
 const EVEN_PULL: f64 = 1.0 / 512.0;
+const START: u64 = 128;
 /// Batches predicted shorter than this part of the mean weigh as if they were that long.
 const REFERENCE_FLOOR: f64 = 0.05;
 /// Batches over which the reported error is averaged.
@@ -291,7 +293,8 @@ impl Fit {
             return even;
         }
         let rescale = level / last;
-        std::array::from_fn(|i| (1.0 - EVEN_PULL) * rescale * self.coefficients[i] + EVEN_PULL * even[i])
+        let pull = if self.samples < START { EVEN_PULL } else { 0.0 };
+        std::array::from_fn(|i| (1.0 - pull) * rescale * self.coefficients[i] + pull * even[i])
     }
 }
 

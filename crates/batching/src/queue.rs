@@ -321,6 +321,23 @@ impl Queue {
             .collect()
     }
 
+    /// The lengths of the group's entries of one priority, each with its ticket, in no order. At most `most`.
+    pub fn lengths_at(&self, key: GroupKey, priority: Priority, most: usize) -> Vec<(u32, Ticket)> {
+        let Some(group) = self.groups.get(&key) else { return Vec::new() };
+        let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
+        let clients = group.levels[priority as usize].clients.values();
+        clients
+            .flat_map(|client| client.order.iter(waits))
+            .take(most)
+            .filter_map(|ticket| Some((self.waiting.get(&ticket)?.0.seq_len, ticket)))
+            .collect()
+    }
+
+    /// The priority of an entry that waits.
+    pub fn priority_of(&self, ticket: Ticket) -> Option<Priority> {
+        self.waiting.get(&ticket).map(|(entry, _)| entry.priority)
+    }
+
     /// Takes these out as a batch's places, the first of them as the head of its group.
     pub fn take_these(&mut self, now: Time, tickets: impl Iterator<Item = Ticket>) -> Vec<Entry> {
         let mut taken = Vec::new();

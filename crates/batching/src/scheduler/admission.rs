@@ -58,12 +58,12 @@ pub enum Rejection {
         /// What a batch or the queue may hold, whichever is less.
         limit: u64,
     },
-    /// No batch could ever hold it, for want of memory.
-    #[error("the request needs {needed} bytes, more than the {limit} that a batch may need")]
+    /// No batch, or no queue, could ever hold it, for want of memory.
+    #[error("the request needs {needed} bytes, more than the {limit} that ever fit")]
     NeverFitsMemory {
-        /// What a batch of it alone needs.
+        /// What a batch of it alone needs, or what it is in the queue.
         needed: u64,
-        /// What a batch may need.
+        /// What a batch may need, or the queue may hold.
         limit: u64,
     },
     /// Its deadline had passed when it was submitted.
@@ -150,6 +150,9 @@ impl Scheduler {
         let limits = [over(alone, self.config.max_batch_cost), over(unpadded, self.config.max_queue_cost)];
         if let Some((limit, cost)) = limits.into_iter().flatten().min() {
             return Err(Rejection::NeverFits { cost, limit });
+        }
+        if let Some(limit) = self.config.max_queue_bytes.filter(|&limit| entry.bytes > limit) {
+            return Err(Rejection::NeverFitsMemory { needed: entry.bytes, limit });
         }
         let memory = self.memory.can_ever_fit(alone);
         memory.map_err(|(needed, limit)| Rejection::NeverFitsMemory { needed, limit })

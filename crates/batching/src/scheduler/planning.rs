@@ -8,7 +8,7 @@ use super::admission::WELL_KNOWN;
 use super::isolation::Retry;
 use super::{Running, Scheduler, Verdict};
 use crate::bucket::{PaddingStrategy, padded};
-use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
+use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
 use crate::policy::{Outlook, Ripe, ripeness};
 use crate::stats::Started;
 use crate::time::Time;
@@ -180,11 +180,31 @@ impl Scheduler {
             let part = &waiting[from..from + size];
             if part.iter().any(|&(_, ticket)| ticket == first) {
                 let others = part.iter().copied().filter(|&(_, ticket)| ticket != first);
-                return std::iter::once((length, first)).chain(others).collect();
+                let mut batch: Vec<_> = std::iter::once((length, first)).chain(others).collect();
+                if size == waiting.len() {
+                    self.fill_up(key, part[0].0, &mut batch, limit, most);
+                }
+                return batch;
             }
             from += size;
         }
         Vec::new()
+    }
+
+    /// Gives the places that a batch of all of one priority leaves to less urgent entries that need no more
+    /// padding: priority by priority, so that none overtakes a more urgent one.
+    fn fill_up(&self, key: GroupKey, longest: u32, batch: &mut Vec<(u32, Ticket)>, limit: usize, most: u64) {
+        let Some(head) = self.queue.priority_of(batch[0].1) else { return };
+        let room = limit.min(usize::try_from(most / u64::from(longest.max(1))).unwrap_or(usize::MAX));
+        for priority in Priority::DESCENDING.into_iter().filter(|&priority| priority < head) {
+            let waiting = self.queue.lengths_at(key, priority, SPLIT_OVER * limit);
+            let before = batch.len();
+            let short = waiting.iter().copied().filter(|&(length, _)| length <= longest);
+            batch.extend(short.take(room.saturating_sub(before)));
+            if batch.len() - before < waiting.len() {
+                return;
+            }
+        }
     }
 
     fn start(

@@ -309,3 +309,22 @@ proptest! {
         prop_assert!(predicted <= longest * 1.001 + 2e-9, "{predicted} beyond {longest}");
     }
 }
+
+#[test]
+fn full_batches_alone_do_not_wipe_out_what_other_sizes_taught() {
+    let mut model = CostModel::new();
+    let truth = |items: u32| 0.001 + 0.0005 * f64::from(items);
+    let observe = |model: &mut CostModel, items: u32| {
+        model.observe(GroupKey::default(), items, u64::from(items), Duration::from_secs_f64(truth(items)));
+    };
+    for round in 0..400 {
+        observe(&mut model, [1, 32, 8, 2, 16][round % 5]);
+    }
+    for _ in 0..5_000 {
+        observe(&mut model, 32);
+    }
+    for items in [1, 8, 16, 64] {
+        let predicted = model.overall(items, u64::from(items)).unwrap().as_secs_f64();
+        assert!((predicted / truth(items) - 1.0).abs() < 0.1, "{items}: {predicted}");
+    }
+}

@@ -180,10 +180,12 @@ impl World {
         let queue_cost = config.max_queue_cost.filter(|limit| full(limit, queued_cost, cost.into()));
         let queue_bytes = config.max_queue_bytes.filter(|limit| full(limit, queued_bytes, bytes));
         let memory = config.memory_limit.filter(|&limit| needed > limit);
+        let too_large = config.max_queue_bytes.filter(|&limit| bytes > limit);
         let breaker = self.reference.breaker.as_ref().and_then(|breaker| breaker.refuses(self.now));
         [
             self.reference.draining.then_some(Rejection::Draining),
             never.map(|(limit, cost)| Rejection::NeverFits { cost, limit }),
+            too_large.map(|limit| Rejection::NeverFitsMemory { needed: bytes, limit }),
             memory.map(|limit| Rejection::NeverFitsMemory { needed, limit }),
             due(entry, self.now).then_some(Rejection::DeadlinePassed),
             (entries >= size as usize).then_some(Rejection::QueueFull { limit: size }),
@@ -307,10 +309,16 @@ impl World {
             (Next::Run(batch), Expected::RunAround(head)) if batch.entries.first() == Some(&head) => {
                 let others = &batch.entries[1..];
                 prop_assert!(others.iter().all(|entry| self.is_queued(entry.ticket)), "not from the queue");
-                prop_assert!(
-                    others.iter().all(|entry| entry.priority == head.priority),
-                    "less urgent than its head"
-                );
+                for entry in others.iter().filter(|entry| entry.priority != head.priority) {
+                    let overtaken = self.reference.waiting.iter().find(|other| {
+                        other.priority > entry.priority
+                            && other.priority <= head.priority
+                            && self.reference.group(other) == self.reference.group(&head)
+                            && !batch.entries.contains(other)
+                    });
+                    prop_assert!(entry.priority < head.priority, "more urgent than its head");
+                    prop_assert_eq!(overtaken, None, "overtook");
+                }
                 self.reference.left_around(others);
                 self.started(instance, batch, &limits).map(|()| None)
             }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::replay::{Divergence, Event, Replayed, replay};
 use crate::{
-    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Outcome, Priority, Rejection, Scheduler,
-    SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
+    BatchId, BatchReport, Dispatch, Entry, InstanceId, Mode, Next, Outcome, PaddingStrategy, Priority,
+    Rejection, Scheduler, SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
 };
 
 const INSTANCE: InstanceId = InstanceId(0);
@@ -426,4 +426,24 @@ fn a_log_whose_batch_was_changed_diverges_there() {
 fn a_log_without_its_start_is_refused() {
     assert_eq!(replay([submitted(0)]), Err(Divergence::NoStart));
     assert_eq!(replay([]), Err(Divergence::NoStart));
+}
+
+#[test]
+fn a_split_batch_gives_the_places_that_are_left_to_less_urgent_entries_that_are_not_longer() {
+    let mut config = eager();
+    config.buckets.strategy = PaddingStrategy::Dynamic;
+    let of =
+        |ticket, priority, length| Entry { cost: length, seq_len: length, ..urgent(ticket, priority, None) };
+    let entries = [
+        of(0, Priority::Normal, 7),
+        of(1, Priority::Critical, 9),
+        of(2, Priority::Normal, 5),
+        of(3, Priority::Low, 2),
+    ];
+    let mut scheduler = with(config.clone(), entries.clone());
+    assert_eq!(run(&mut scheduler, 0).1, [1, 0, 2, 3]);
+    // A longer one of normal priority is not overtaken by one of low priority.
+    let longer = of(4, Priority::Normal, 30);
+    let mut scheduler = with(config, entries.into_iter().chain([longer]));
+    assert_eq!(run(&mut scheduler, 0).1, [1, 0, 2]);
 }
