@@ -7,7 +7,7 @@
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
 //!   what waits, in which order, for how long
 //! - `repository`, `reloading`: models on disk, broken ones, loaded and unloaded under load
-//! - `shutdown`, `stopping`, `cli`, `looks`, `simulate`: how it ends, and the command line
+//! - `shutdown`, `stopping`, `cli`, `looks`, `simulate`, `examples`: how it ends, and the command line
 //! - `isolation`: failing models, full devices, stalled instances, and who is spared
 //! - `keys`, `batching_keys`, `tidy`: every configuration key moves something; the arrows between crates
 
@@ -26,6 +26,7 @@ mod cli;
 mod clients;
 mod embeddings;
 mod errors;
+mod examples;
 mod heads;
 mod health;
 mod inference;
