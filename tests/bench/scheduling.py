@@ -81,7 +81,9 @@ def _neighbour(subject: Subject, how: str, rate: float, seconds: int, seed: int)
 def _batch_seconds(base: str) -> float:
     """Median duration of a batch, by the server's own histogram."""
     models = json.loads(fetch(f"{base}/admin/stats")[1])["models"]
-    return next(model for model in models if model["name"] == "resnet18")["batch_seconds"]["p50"]
+    return next(model for model in models if model["name"] == "resnet18")["batching"][
+        "batch_duration_seconds"
+    ]["p50"]
 
 
 def _report(
