@@ -59,6 +59,16 @@ impl Priority {
     /// Most urgent first.
     pub const DESCENDING: [Priority; Priority::COUNT] =
         [Priority::Critical, Priority::High, Priority::Normal, Priority::Low];
+
+    /// Its name in requests, settings and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+            Priority::Critical => "critical",
+        }
+    }
 }
 
 /// A request as the scheduler sees it.

@@ -2,14 +2,13 @@
 //!
 //! - `arrivals`: requests by chance; `trace`: requests from the log of a server, and what happened there
 //! - `service`: how long batches take
-//! - `report`, `histogram`: what it came to
+//! - `report`: what it came to
 //! - `random`: numbers that are the same for the same seed
 //!
 //! What a server does between its scheduler's calls takes no time here; what its instances do between two
 //! batches is in the times of a trace.
 
 mod arrivals;
-pub(crate) mod histogram;
 mod random;
 mod report;
 mod service;
@@ -21,8 +20,8 @@ use std::iter::Peekable;
 use std::time::Duration;
 
 pub use self::arrivals::{Arrival, Lengths, Process, Traffic};
+pub use self::report::Report;
 use self::report::Tally;
-pub use self::report::{Distribution, Report};
 use self::service::Device;
 pub use self::service::{BatchTime, Noise, Service};
 pub use self::trace::{Recording, Trace};

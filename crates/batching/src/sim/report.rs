@@ -5,23 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::histogram::Histogram;
 use crate::entry::{Entry, Priority};
 use crate::scheduler::Verdict;
+use crate::stats::{Distribution, Histogram};
 use crate::time::Time;
-
-/// Times of one kind: their mean, some percentiles and the longest, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-#[allow(missing_docs)] // each is named after what it is
-pub struct Distribution {
-    pub count: u64,
-    pub mean: f64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p95: f64,
-    pub p99: f64,
-    pub max: f64,
-}
 
 /// What became of all requests. Every request is counted in exactly one of completed, refused, expired,
 /// failed and cancelled, but for those of a recording that had not ended when it ended.
@@ -106,7 +93,7 @@ impl Tally {
         self.sizes[size] += 1;
         self.elements += elements;
         for entry in entries {
-            self.wait.add(now.since(entry.arrived));
+            self.wait.record(nanos(now.since(entry.arrived)));
             self.useful += u64::from(if entry.seq_len > 0 { entry.seq_len } else { entry.cost });
         }
     }
@@ -118,7 +105,7 @@ impl Tally {
     }
 
     pub(super) fn completed(&mut self, now: Time, entry: &Entry) {
-        self.latency[entry.priority as usize].add(now.since(entry.arrived));
+        self.latency[entry.priority as usize].record(nanos(now.since(entry.arrived)));
     }
 
     /// Any end but completion.
@@ -131,7 +118,8 @@ impl Tally {
     }
 
     pub(super) fn report(self, instances: u32) -> Report {
-        let all = self.latency.iter().fold(Histogram::default(), |sum, part| sum.with(part));
+        let mut all = Histogram::default();
+        self.latency.iter().for_each(|part| all.merge(part));
         let seconds = self.began.map_or(Duration::ZERO, |began| self.ended.since(began)).as_secs_f64();
         let sizes = (0..).zip(&self.sizes).filter(|(_, batches)| **batches > 0);
         let batch_sizes: BTreeMap<u32, u64> = sizes.map(|(size, batches)| (size, *batches)).collect();
@@ -141,7 +129,7 @@ impl Tally {
         let busy = self.busy.as_secs_f64();
         let by_priority = Priority::DESCENDING.into_iter().filter_map(|priority| {
             let latency = &self.latency[priority as usize];
-            (latency.count() > 0).then(|| (priority, latency.distribution()))
+            (latency.count() > 0).then(|| (priority, latency.distribution(NANO)))
         });
         Report {
             requests: self.requests,
@@ -152,9 +140,9 @@ impl Tally {
             cancelled: self.cancelled,
             seconds,
             throughput: ratio(completed as f64, seconds),
-            latency: all.distribution(),
+            latency: all.distribution(NANO),
             latency_by_priority: by_priority.collect(),
-            wait: self.wait.distribution(),
+            wait: self.wait.distribution(NANO),
             batches,
             mean_batch_size: ratio(items as f64, batches as f64),
             batch_sizes,
@@ -163,6 +151,13 @@ impl Tally {
             device_seconds_per_item: ratio(busy, completed as f64),
         }
     }
+}
+
+/// In seconds: histograms count nanoseconds.
+const NANO: f64 = 1e-9;
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// 0 where there is nothing to divide by.

@@ -5,10 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::replay::Event;
-use crate::sim::histogram::Histogram;
 use crate::sim::{
     Arrival, BatchTime, Lengths, Noise, Process, Recording, Report, Service, Trace, Traffic, simulate,
 };
+use crate::stats::Histogram;
 use crate::{
     BatchId, BatchReport, BreakerConfig, BucketConfig, Dispatch, Entry, InstanceId, Isolation, Mode,
     OptimizationTarget, PaddingStrategy, Priority, Rejection, Scheduler, SchedulerConfig, Ticket, Time,
@@ -400,9 +400,9 @@ proptest! {
     fn percentiles_are_within_one_percent(mut nanos in proptest::collection::vec(0..u64::MAX, 1..300), shift in 0..60_u32) {
         nanos.iter_mut().for_each(|nanos| *nanos >>= shift);
         let mut histogram = Histogram::default();
-        nanos.iter().for_each(|&nanos| histogram.add(Duration::from_nanos(nanos)));
+        nanos.iter().for_each(|&nanos| histogram.record(nanos));
         nanos.sort_unstable();
-        let found = histogram.distribution();
+        let found = histogram.distribution(1e-9);
         for (part, seconds) in [(0.5, found.p50), (0.9, found.p90), (0.95, found.p95), (0.99, found.p99), (1.0, found.max)] {
             let rank = (part * nanos.len() as f64).ceil() as usize;
             let exact = nanos[rank - 1] as f64 / 1e9;

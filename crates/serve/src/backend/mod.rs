@@ -51,6 +51,16 @@ pub enum Signature {
     },
 }
 
+impl Signature {
+    /// Where items of different lengths share a batch by padding; `None` where nothing is padded.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        match self {
+            Signature::Tensors { lengths, .. } => lengths.as_ref(),
+            Signature::Text { .. } => None,
+        }
+    }
+}
+
 /// A model that is ready to run.
 pub struct Loaded {
     /// What it reads and writes.

@@ -41,7 +41,7 @@ impl Urgency<'_> {
             None => header(self.headers, "x-priority")?.map_or(Ok(Priority::default()), parse_priority)?,
         };
         if priority > batching.max_priority {
-            let (asked, most) = (priority_name(priority), priority_name(batching.max_priority));
+            let (asked, most) = (priority.name(), batching.max_priority.name());
             let message = format!("priority \"{asked}\" may not be asked for; the highest is \"{most}\"");
             return Err(ApiError::new(Code::PriorityNotAllowed, message));
         }
@@ -73,15 +73,6 @@ fn parse_priority(text: &str) -> Result<Priority, ApiError> {
         "high" => Ok(Priority::High),
         "critical" => Ok(Priority::Critical),
         _ => Err(ApiError::malformed(format!("priority {text:?}: expected low, normal, high or critical"))),
-    }
-}
-
-fn priority_name(priority: Priority) -> &'static str {
-    match priority {
-        Priority::Low => "low",
-        Priority::Normal => "normal",
-        Priority::High => "high",
-        Priority::Critical => "critical",
     }
 }
 

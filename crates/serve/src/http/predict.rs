@@ -138,10 +138,7 @@ async fn inputs_of(
     call: Call,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
     let Some(tokenizer) = tokenizer(running) else {
-        let lengths = match &running.signature {
-            Signature::Tensors { lengths, .. } => lengths.as_ref(),
-            Signature::Text { .. } => None,
-        };
+        let lengths = running.signature.lengths();
         if call.truncate.is_some() && lengths.is_none() {
             return Err(ApiError::invalid(
                 "parameter \"truncate\" is for models that read text or pad their inputs",

@@ -174,10 +174,7 @@ impl Running {
     ) -> Vec<Result<Output, Unanswered>> {
         let timeout = terms.deadline.saturating_duration_since(Instant::now());
         let gathering = Arc::new(Gathering::new(items.len()));
-        let lengths = match &self.signature {
-            Signature::Tensors { lengths, .. } => lengths.as_ref(),
-            Signature::Text { .. } => None,
-        };
+        let lengths = self.signature.lengths();
         let submissions = items.iter().enumerate().map(|(index, input)| {
             let Size { cost, seq_len } = Size::of(input, lengths);
             let gathering = Arc::clone(&gathering);

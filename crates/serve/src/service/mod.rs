@@ -239,10 +239,7 @@ impl Running {
         priority: trustformers_batching::Priority,
         deadline: Option<Instant>,
     ) -> Result<Output, ServiceError> {
-        let lengths = match &self.signature {
-            Signature::Tensors { lengths, .. } => lengths.as_ref(),
-            Signature::Text { .. } => None,
-        };
+        let lengths = self.signature.lengths();
         let Size { cost, seq_len } = Size::of(input, lengths);
         loop {
             let mut space = std::pin::pin!(self.space.notified());

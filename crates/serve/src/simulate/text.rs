@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use trustformers_batching::Priority;
-use trustformers_batching::sim::{Distribution, Report};
+use trustformers_batching::sim::Report;
+use trustformers_batching::stats::Distribution;
 
 /// Batch sizes that each get a line; of more, ranges do.
 const MOST_LINES: usize = 12;
@@ -70,7 +70,7 @@ fn latencies(columns: &[Column<'_>]) -> Vec<String> {
         lines.push(distribution(&name("latency"), &report.latency));
         if report.latency_by_priority.len() > 1 {
             for (priority, latency) in report.latency_by_priority.iter().rev() {
-                lines.push(distribution(&format!("  {}", name(priority_name(*priority))), latency));
+                lines.push(distribution(&format!("  {}", name(priority.name())), latency));
             }
         }
         lines.push(distribution(&name("wait for a batch"), &report.wait));
@@ -81,15 +81,6 @@ fn latencies(columns: &[Column<'_>]) -> Vec<String> {
 fn distribution(name: &str, times: &Distribution) -> String {
     let values = [times.mean, times.p50, times.p90, times.p95, times.p99, times.max];
     row(name, values.iter().map(|&seconds| time(seconds)))
-}
-
-fn priority_name(priority: Priority) -> &'static str {
-    match priority {
-        Priority::Low => "low",
-        Priority::Normal => "normal",
-        Priority::High => "high",
-        Priority::Critical => "critical",
-    }
 }
 
 fn sizes(report: &Report) -> Vec<String> {
