@@ -78,9 +78,9 @@ fn has_everything(events: &[Event]) {
                 seen.insert("cancel");
                 continue;
             }
-            Event::Plan { instance, batch, .. } => {
+            Event::Plan { instance, batch, verdicts, .. } => {
                 batch.is_some().then(|| instances.insert(*instance));
-                continue;
+                verdicts
             }
             Event::Drain => {
                 seen.insert("drain");
@@ -92,7 +92,7 @@ fn has_everything(events: &[Event]) {
             seen.insert(match verdict {
                 Verdict::Completed => "completed",
                 Verdict::Failed => "failed",
-                Verdict::ExpiredInQueue | Verdict::ExpiredRunning => "expired",
+                Verdict::ExpiredInQueue | Verdict::GivenUp | Verdict::ExpiredRunning => "expired",
                 Verdict::NeverFits => "never fits",
             });
         }

@@ -24,6 +24,9 @@ pub enum Failure {
     /// Its deadline passed while it waited; it never ran.
     #[error("the deadline passed while the request was queued")]
     ExpiredInQueue,
+    /// Its deadline could not be met any more, or only at the cost of more of the others'; it never ran.
+    #[error("the deadline of the queued request could not be met any more")]
+    GivenUp,
     /// Its deadline passed while its batch ran.
     #[error("the deadline passed while the model ran")]
     ExpiredRunning,
@@ -316,16 +319,10 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let mut device = self.device.as_ref().map(DeviceBudget::lock);
         let free = device.as_ref().map_or(u64::MAX, |device| device.free());
         let planned = state.scheduler.plan(now, instance, free);
-        let Next::Run(batch) = &planned.next else {
-            if self.log_events {
-                self.observer.event(Event::Plan { now, instance, free, batch: None });
-            }
-            return (planned, None);
-        };
         if self.log_events {
-            let tickets = batch.entries.iter().map(|entry| entry.ticket).collect();
-            self.observer.event(Event::Plan { now, instance, free, batch: Some((batch.id, tickets)) });
+            self.observer.event(Event::plan(now, instance, free, &planned));
         }
+        let Next::Run(batch) = &planned.next else { return (planned, None) };
         let memory = device.as_mut().map(|device| device.reserve(batch.bytes));
         (planned, memory)
     }
@@ -560,6 +557,7 @@ fn answer_unrun<I, O>(expired: Ended<I, O>) {
     for (_, verdict, payload) in expired {
         let failure = match verdict {
             Verdict::ExpiredRunning => Failure::ExpiredRunning,
+            Verdict::GivenUp => Failure::GivenUp,
             Verdict::NeverFits => Failure::NeverFits,
             _ => Failure::ExpiredInQueue,
         };

@@ -23,6 +23,8 @@ use crate::entry::GroupKey;
 const FORGETTING: f64 = 0.98;
 /// Batches after which a group's own fit is better than the overall one.
 const ENOUGH_SAMPLES: u64 = 8;
+/// Batches seen before anything is decided by a prediction.
+const WELL_KNOWN: u64 = 8;
 /// Groups that keep a fit of their own.
 const MAX_GROUPS: usize = 64;
 /// Clipping point in medians of the residual: 1.345 standard deviations of a normal law.
@@ -123,6 +125,11 @@ impl CostModel {
         if let Some(key) = oldest {
             self.groups.remove(&key);
         }
+    }
+
+    /// Itself, once it has seen enough batches to decide by.
+    pub fn known(&self) -> Option<&Self> {
+        (self.overall.samples >= WELL_KNOWN).then_some(self)
     }
 
     /// How long a batch of `group` would run: by the group's own fit once that has enough batches,

@@ -181,9 +181,16 @@ impl Queue {
         })
     }
 
-    /// Entries of one group that wait.
-    pub fn waiting_in(&self, key: GroupKey) -> usize {
-        self.groups.get(&key).map_or(0, |group| group.total.entries)
+    /// What waits in one group.
+    pub fn total_of(&self, key: GroupKey) -> Total {
+        self.groups.get(&key).map_or(Total::default(), |group| group.total)
+    }
+
+    /// The entries of a group that have deadlines, in no order.
+    pub fn with_deadlines(&self, key: GroupKey) -> impl Iterator<Item = &Entry> {
+        let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
+        let tickets = self.groups.get(&key).into_iter().flat_map(move |group| group.halfway.iter(waits));
+        tickets.filter_map(|ticket| self.get(ticket))
     }
 
     /// Whether the ticket's entry waits.
@@ -265,7 +272,7 @@ impl Queue {
     /// The entry of the group that leaves first.
     pub fn head(&mut self, key: GroupKey, now: Time) -> Option<&Entry> {
         let (ticket, _) = self.next_of(key, now)?;
-        self.waiting.get(&ticket).map(|(entry, _)| entry)
+        self.get(ticket)
     }
 
     /// Who of the group has the next place, and whether that is the place owed to the longest waiting.
@@ -333,9 +340,9 @@ impl Queue {
             .collect()
     }
 
-    /// The priority of an entry that waits.
-    pub fn priority_of(&self, ticket: Ticket) -> Option<Priority> {
-        self.waiting.get(&ticket).map(|(entry, _)| entry.priority)
+    /// An entry that waits.
+    pub fn get(&self, ticket: Ticket) -> Option<&Entry> {
+        self.waiting.get(&ticket).map(|(entry, _)| entry)
     }
 
     /// Takes these out as a batch's places, the first of them as the head of its group.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{BatchId, Entry, InstanceId, Ticket};
-use crate::scheduler::{BatchReport, Next, Rejection, Scheduler, SchedulerConfig, Verdict};
+use crate::scheduler::{BatchReport, Next, Planned, Rejection, Scheduler, SchedulerConfig, Verdict};
 use crate::time::Time;
 
 /// One call of a scheduler and what it answered, in the order of the calls.
@@ -17,8 +17,15 @@ pub enum Event {
     Submit { now: Time, entry: Entry, rejection: Option<Rejection> },
     /// `cancel`.
     Cancel { now: Time, ticket: Ticket },
-    /// `plan`, with the batch it made, if any.
-    Plan { now: Time, instance: InstanceId, free: u64, batch: Option<(BatchId, Vec<Ticket>)> },
+    /// `plan`, with the batch it made, if any, and the verdicts of those that ended without running.
+    Plan {
+        now: Time,
+        instance: InstanceId,
+        free: u64,
+        batch: Option<(BatchId, Vec<Ticket>)>,
+        #[serde(default)]
+        verdicts: Vec<(Ticket, Verdict)>,
+    },
     /// `complete`, with its verdicts.
     Complete { now: Time, batch: BatchId, report: BatchReport, verdicts: Vec<(Ticket, Verdict)> },
     /// `expire`, with its verdicts.
@@ -27,6 +34,17 @@ pub enum Event {
     Drain,
     /// `reset_breaker`.
     ResetBreaker,
+}
+
+impl Event {
+    /// The event of a call of `plan`.
+    pub fn plan(now: Time, instance: InstanceId, free: u64, planned: &Planned) -> Self {
+        let batch = match &planned.next {
+            Next::Run(batch) => Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect())),
+            Next::Idle | Next::WaitUntil(_) => None,
+        };
+        Event::Plan { now, instance, free, batch, verdicts: planned.resolved.clone() }
+    }
 }
 
 /// What a replay that agreed with its log went through.
@@ -94,13 +112,7 @@ fn call(scheduler: &mut Scheduler, event: &Event) -> Event {
             event.clone()
         }
         Event::Plan { now, instance, free, .. } => {
-            let batch = match scheduler.plan(*now, *instance, *free).next {
-                Next::Run(batch) => {
-                    Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect()))
-                }
-                Next::Idle | Next::WaitUntil(_) => None,
-            };
-            Event::Plan { now: *now, instance: *instance, free: *free, batch }
+            Event::plan(*now, *instance, *free, &scheduler.plan(*now, *instance, *free))
         }
         Event::Complete { now, batch, report, .. } => Event::Complete {
             now: *now,

@@ -42,6 +42,7 @@ pub(crate) struct Stats {
     failed: u64,
     never_fits: u64,
     expired_in_queue: u64,
+    given_up: u64,
     expired_running: u64,
     cancelled: u64,
     batches_started: u64,
@@ -86,6 +87,7 @@ impl Default for Stats {
             failed: 0,
             never_fits: 0,
             expired_in_queue: 0,
+            given_up: 0,
             expired_running: 0,
             cancelled: 0,
             batches_started: 0,
@@ -193,6 +195,7 @@ impl Stats {
             Verdict::Failed => self.failed += 1,
             Verdict::NeverFits => self.never_fits += 1,
             Verdict::ExpiredInQueue => self.expired_in_queue += 1,
+            Verdict::GivenUp => self.given_up += 1,
             Verdict::ExpiredRunning => self.expired_running += 1,
         }
     }

@@ -10,8 +10,6 @@ use crate::time::Time;
 
 /// A predicted wait above this multiple of window and objective is refused.
 const MOST_WAIT: f64 = 1.5;
-/// Batches seen before anything is decided by a prediction.
-pub(super) const WELL_KNOWN: u64 = 8;
 
 /// Why an entry was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -181,7 +179,7 @@ impl Scheduler {
     /// Refuses what would only take a place from others: it cannot be answered in time.
     fn in_time(&self, now: Time, entry: &Entry) -> Result<(), Rejection> {
         // What is idle is tried, whatever the model was like before: else a wrong prediction would last.
-        if self.batches < WELL_KNOWN || !self.has_work() && self.running.is_empty() {
+        if self.costs.known().is_none() || !self.has_work() && self.running.is_empty() {
             return Ok(());
         }
         let Some((wait, run)) = self.predicted(now, entry.priority, entry.cost) else { return Ok(()) };

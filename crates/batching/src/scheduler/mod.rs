@@ -5,6 +5,7 @@ mod config;
 mod insight;
 mod isolation;
 mod planning;
+pub(crate) mod triage;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub enum Verdict {
     NeverFits,
     /// Its deadline passed while it waited.
     ExpiredInQueue,
+    /// Its deadline could not be met any more while it waited, or only at the cost of more of the others'.
+    GivenUp,
     /// Its deadline passed while its batch ran, or before it ran again.
     ExpiredRunning,
 }
@@ -92,8 +95,6 @@ pub struct Scheduler {
     costs: CostModel,
     arrivals: Arrivals,
     utilization: Utilization,
-    /// Batches that completed.
-    batches: u64,
     adaptive: Option<Adaptive>,
     buckets: Buckets,
     splitter: Splitter,
@@ -120,7 +121,6 @@ impl Scheduler {
             costs: CostModel::default(),
             arrivals: Arrivals::default(),
             utilization: Utilization::new(config.instances),
-            batches: 0,
             adaptive,
             buckets: Buckets::new(config.buckets.clone()),
             splitter: Splitter::default(),
@@ -242,7 +242,6 @@ impl Scheduler {
 
     fn learn(&mut self, now: Time, batch: &Running, report: &BatchReport) {
         let items = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
-        self.batches += 1;
         self.costs.observe(batch.key, items, batch.elements, report.busy);
         self.stats.learned(u64::from(items), batch.elements, || self.costs.overall_fit());
         self.memory.observe(batch.elements, report.peak_bytes.unwrap_or_default());

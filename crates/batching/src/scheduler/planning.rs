@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::admission::WELL_KNOWN;
 use super::isolation::Retry;
 use super::{Running, Scheduler, Verdict};
 use crate::bucket::{PaddingStrategy, padded};
+use crate::cost_model::CostModel;
 use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
 use crate::policy::{Outlook, Ripe, ripeness};
 use crate::stats::Started;
@@ -65,17 +65,26 @@ impl Scheduler {
         let next = loop {
             let (key, wake) = self.ripe(now);
             let Some(key) = key else { break wake.map_or(Next::Idle, Next::WaitUntil) };
+            let given_up = self.triage(now, key);
+            if !given_up.is_empty() {
+                resolved.extend(given_up.into_iter().map(|ticket| self.end_unrun(ticket, Verdict::GivenUp)));
+                continue;
+            }
             let entries = self.form_batch(now, key, free);
             if !entries.is_empty() {
                 entries.iter().for_each(|entry| self.stats.waited(now, entry.arrived));
                 break Next::Run(self.start(now, instance, key, entries, false));
             }
             let Some(ticket) = self.outgrown(now, key) else { break Next::WaitUntil(now + ASK_FOR_MEMORY) };
-            self.settle(ticket);
-            self.stats.ended_without(Verdict::NeverFits);
-            resolved.push((ticket, Verdict::NeverFits));
+            resolved.push(self.end_unrun(ticket, Verdict::NeverFits));
         };
         Planned { resolved, next }
+    }
+
+    fn end_unrun(&mut self, ticket: Ticket, verdict: Verdict) -> (Ticket, Verdict) {
+        self.settle(ticket);
+        self.stats.ended_without(verdict);
+        (ticket, verdict)
     }
 
     /// Runs part of a failed batch again, as soon as the device has the memory: others may have taken what
@@ -103,7 +112,7 @@ impl Scheduler {
             config: &self.config,
             limit: self.limit(),
             max_wait: self.max_wait(),
-            costs: (self.batches >= WELL_KNOWN).then_some(&self.costs),
+            costs: self.costs.known(),
             arrivals: &self.arrivals,
             busy_share: self.utilization.share(now),
         };
@@ -134,7 +143,8 @@ impl Scheduler {
             if let Some(&(longest, _)) = tickets.iter().max() {
                 let needed = self.memory.bytes(tickets.len() as u64 * u64::from(longest));
                 // The split knows no device; where that is short, the head goes alone.
-                let part = if needed <= free { &tickets[..] } else { &tickets[..1] };
+                let part =
+                    if needed <= free { self.in_time_together(now, key, &tickets) } else { &tickets[..1] };
                 return match self.memory.bytes(u64::from(tickets[0].0)) <= free {
                     true => self.queue.take_these(now, part.iter().map(|&(_, ticket)| ticket)),
                     false => Vec::new(),
@@ -142,6 +152,7 @@ impl Scheduler {
             }
         }
         let (memory, strategy) = (&self.memory, self.config.buckets.strategy);
+        let costs = self.costs.known();
         let mut load = Load::default();
         self.queue.take(key, now, |entry| {
             let with = load.with(entry);
@@ -151,12 +162,32 @@ impl Scheduler {
                 1 => memory.bytes(elements) <= free,
                 _ => elements <= memory.max_elements() && memory.fits(elements, free),
             };
-            let fits = with.items <= limit && elements <= most && memory;
+            let fits = with.items <= limit
+                && elements <= most
+                && memory
+                && (with.items == 1 || in_time(costs, now, key, &with, elements));
             if fits {
                 load = with;
             }
             fits
         })
+    }
+
+    /// The first of a batch that are padded to the same length, as many as are all answered in time.
+    fn in_time_together<'a>(
+        &self,
+        now: Time,
+        key: GroupKey,
+        batch: &'a [(u32, Ticket)],
+    ) -> &'a [(u32, Ticket)] {
+        let longest = batch.iter().map(|&(length, _)| length).max().unwrap_or(0);
+        let mut load = Load::default();
+        let late = batch.iter().filter_map(|&(_, ticket)| self.queue.get(ticket)).position(|entry| {
+            load = load.with(entry);
+            let elements = load.items as u64 * u64::from(longest);
+            load.items > 1 && !in_time(self.costs.known(), now, key, &load, elements)
+        });
+        &batch[..late.unwrap_or(batch.len())]
     }
 
     /// Of the cheapest split of what waits into batches, the batch with the entry that leaves first.
@@ -194,7 +225,7 @@ impl Scheduler {
     /// Gives the places that a batch of all of one priority leaves to less urgent entries that need no more
     /// padding: priority by priority, so that none overtakes a more urgent one.
     fn fill_up(&self, key: GroupKey, longest: u32, batch: &mut Vec<(u32, Ticket)>, limit: usize, most: u64) {
-        let Some(head) = self.queue.priority_of(batch[0].1) else { return };
+        let Some(head) = self.queue.get(batch[0].1).map(|head| head.priority) else { return };
         let room = limit.min(usize::try_from(most / u64::from(longest.max(1))).unwrap_or(usize::MAX));
         for priority in Priority::DESCENDING.into_iter().filter(|&priority| priority < head) {
             let waiting = self.queue.lengths_at(key, priority, SPLIT_OVER * limit);
@@ -225,7 +256,7 @@ impl Scheduler {
                 items: entries.len() as u64,
                 cost: entries.iter().map(|entry| u64::from(entry.cost)).sum(),
                 elements,
-                left_behind: if again { 0 } else { self.queue.waiting_in(key) as u64 },
+                left_behind: if again { 0 } else { self.queue.total_of(key).entries as u64 },
                 again,
             },
         );
@@ -249,12 +280,26 @@ impl Scheduler {
     }
 }
 
-/// What a batch has to hold.
-#[derive(Debug, Clone, Copy, Default)]
+/// Whether everybody in a batch that starts now is answered in time, as far as can be told.
+fn in_time(costs: Option<&CostModel>, now: Time, key: GroupKey, load: &Load, elements: u64) -> bool {
+    let items = u32::try_from(load.items).unwrap_or(u32::MAX);
+    let run = costs.and_then(|costs| costs.predict(key, items, elements));
+    run.is_none_or(|run| now + run <= load.due)
+}
+
+/// What a batch has to hold, and when its first is due.
+#[derive(Debug, Clone, Copy)]
 struct Load {
     items: usize,
     cost: u64,
     longest: u32,
+    due: Time,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { items: 0, cost: 0, longest: 0, due: Time::MAX }
+    }
 }
 
 impl Load {
@@ -263,6 +308,7 @@ impl Load {
             items: self.items + 1,
             cost: self.cost + u64::from(entry.cost),
             longest: self.longest.max(entry.seq_len),
+            due: self.due.min(entry.due()),
         }
     }
 

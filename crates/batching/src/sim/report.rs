@@ -112,7 +112,7 @@ impl Tally {
     pub(super) fn lost(&mut self, now: Time, verdict: Verdict) {
         self.ended = self.ended.max(now);
         match verdict {
-            Verdict::ExpiredInQueue | Verdict::ExpiredRunning => self.expired += 1,
+            Verdict::ExpiredInQueue | Verdict::GivenUp | Verdict::ExpiredRunning => self.expired += 1,
             Verdict::Failed | Verdict::NeverFits | Verdict::Completed => self.failed += 1,
         }
     }

@@ -71,8 +71,6 @@ struct Run {
     /// Admitted and not ended: the group it waits in, and its place among the arrivals.
     live: BTreeMap<Ticket, (Entry, GroupKey, usize)>,
     running: BTreeMap<BatchId, Running>,
-    /// When the last batch ended.
-    last: Time,
     /// When the last batch ended of each instance that has not planned since: if it finds work when it does,
     /// what it did until then (answering callers, above all) kept that work waiting.
     between: BTreeMap<InstanceId, Time>,
@@ -121,10 +119,7 @@ impl Recording {
 
     /// What was read; `None` without a request.
     pub fn finish(self) -> Option<Trace> {
-        let Run { config, origin, arrivals, mut tally, costs, batches, live, last, .. } = self.run?;
-        // What expired while an instance planned has no event of its own.
-        let expired = live.values().filter(|(entry, ..)| entry.due() <= last);
-        expired.for_each(|_| tally.lost(last, Verdict::ExpiredInQueue));
+        let Run { config, origin, arrivals, tally, costs, batches, .. } = self.run?;
         let report = tally.report(config.instances.max(1));
         Some(Trace { config, arrivals, report, costs, batches, origin: origin? })
     }
@@ -140,7 +135,6 @@ impl Run {
             tally: Tally::default(),
             live: BTreeMap::new(),
             running: BTreeMap::new(),
-            last: Time::ZERO,
             between: BTreeMap::new(),
             costs: CostModel::default(),
             batches: Vec::new(),
@@ -163,7 +157,8 @@ impl Run {
                     self.tally.cancelled();
                 }
             }
-            Event::Plan { now, instance, batch, .. } => {
+            Event::Plan { now, instance, batch, verdicts, .. } => {
+                self.ended(now, &verdicts);
                 let began = self.between.remove(&instance).unwrap_or(now);
                 if let Some((id, tickets)) = batch
                     && let Some(shape) = self.started(now, &tickets)
@@ -172,7 +167,6 @@ impl Run {
                 }
             }
             Event::Complete { now, batch, report, verdicts } => {
-                self.last = now;
                 if let Some(running) = self.running.remove(&batch) {
                     self.tally.ended(now, report.busy);
                     self.learn(now, running, report.outcome);

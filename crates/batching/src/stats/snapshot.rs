@@ -74,6 +74,8 @@ pub struct RequestCounts {
     pub never_fits: u64,
     /// Their deadline passed while they waited.
     pub expired_in_queue: u64,
+    /// Their deadline could not be met any more while they waited, or only at the cost of more of the others'.
+    pub given_up: u64,
     /// Their deadline passed while they ran, or waited to run again.
     pub expired_running: u64,
     /// Their callers left.
@@ -299,6 +301,7 @@ impl Stats {
             failed: self.failed,
             never_fits: self.never_fits,
             expired_in_queue: self.expired_in_queue,
+            given_up: self.given_up,
             expired_running: self.expired_running,
             cancelled: self.cancelled,
             queued: present.queue.requests,

@@ -12,6 +12,7 @@ mod interleavings;
 mod memory;
 mod model;
 mod objectives;
+mod overload;
 mod padding;
 mod properties;
 mod rate;

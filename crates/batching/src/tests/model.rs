@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::properties::{Asked, Op};
-use super::reference::{Expected, Limits, Reference};
+use super::reference::{Expected, Limits, Outlook, Reference};
 use crate::replay::Event;
 use crate::scheduler::Batch;
 use crate::{
-    BatchId, BatchReport, ClientId, Entry, InstanceId, Isolation, Next, Outcome, PaddingStrategy, Priority,
-    Rejection, Scheduler, SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
+    BatchId, BatchReport, ClientId, Entry, GroupKey, InstanceId, Isolation, Next, Outcome, PaddingStrategy,
+    Priority, Rejection, Scheduler, SchedulerConfig, ShapeKey, Ticket, Time, Verdict,
 };
 
 pub(super) type Checked = Result<(), TestCaseError>;
@@ -29,12 +29,20 @@ pub(super) enum Fate {
     Cancelled,
 }
 
+/// A batch on an instance.
+pub(super) struct Run {
+    id: BatchId,
+    pub(super) entries: Vec<Entry>,
+    /// When it is predicted to end.
+    end: Time,
+}
+
 /// The scheduler under test beside the lists that say what it may answer.
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) scheduler: Scheduler,
     pub(super) reference: Reference,
-    pub(super) running: BTreeMap<InstanceId, (BatchId, Vec<Entry>)>,
+    pub(super) running: BTreeMap<InstanceId, Run>,
     pub(super) fates: BTreeMap<Ticket, Fate>,
     pub(super) log: Vec<Event>,
     admitted: u64,
@@ -114,7 +122,7 @@ impl World {
 
     /// Entries that owe a verdict.
     fn live(&self) -> impl Iterator<Item = &Entry> {
-        let running = self.running.values().flat_map(|(_, entries)| entries);
+        let running = self.running.values().flat_map(|run| &run.entries);
         let taken = self.reference.retries.iter().flatten().chain(running);
         self.reference.waiting.iter().chain(taken).filter(|entry| !self.fates.contains_key(&entry.ticket))
     }
@@ -246,11 +254,11 @@ impl World {
     }
 
     fn complete(&mut self, instance: InstanceId, outcome: Outcome, busy: Duration) -> Checked {
-        let Some((batch, entries)) = self.running.remove(&instance) else { return Ok(()) };
+        let Some(Run { id: batch, entries, .. }) = self.running.remove(&instance) else { return Ok(()) };
         let report = BatchReport { outcome, busy, peak_bytes: None };
         let verdicts = self.scheduler.complete(self.now, batch, report);
         self.log.push(Event::Complete { now: self.now, batch, report, verdicts: verdicts.clone() });
-        self.completed += u64::from(outcome == Outcome::Completed);
+        self.completed += u64::from(outcome == Outcome::Completed && !busy.is_zero());
         let expected = self.judge(entries, outcome);
         prop_assert_eq!(&verdicts, &expected, "verdicts of batch {}", batch.0);
         verdicts.into_iter().try_for_each(|(ticket, verdict)| self.end(ticket, Fate::Judged(verdict)))
@@ -287,19 +295,17 @@ impl World {
     /// A free instance asks; says what it was told to wait for, if anything.
     pub(super) fn plan(&mut self, instance: InstanceId, free: u64) -> Result<Option<Time>, TestCaseError> {
         let planned = self.scheduler.plan(self.now, instance, free);
-        let batch = match &planned.next {
-            Next::Run(batch) => Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect())),
-            Next::Idle | Next::WaitUntil(_) => None,
-        };
-        self.log.push(Event::Plan { now: self.now, instance, free, batch });
-        self.check_expired(&planned.resolved)?;
+        self.log.push(Event::plan(self.now, instance, free, &planned));
+        let (ended, expired): (Vec<_>, Vec<_>) =
+            planned.resolved.iter().partition(|(_, verdict)| *verdict == Verdict::GivenUp);
+        self.check_expired(&expired)?;
         let limits = Limits {
             items: self.scheduler.limit() as usize,
             max_wait: self.scheduler.max_wait(),
             elements: self.scheduler.memory().max_elements(),
             free,
         };
-        let expected = self.reference.plan(self.now, &limits);
+        let expected = self.expected(&limits, ended)?;
         match (planned.next, expected) {
             (Next::Idle, Expected::Idle) => Ok(None),
             (Next::WaitUntil(at), Expected::WaitUntil(expected)) if at == expected => Ok(Some(at)),
@@ -326,6 +332,36 @@ impl World {
         }
     }
 
+    /// What a free instance has to be told, and that exactly those ended whom it has to give up.
+    fn expected(
+        &mut self,
+        limits: &Limits,
+        mut ended: Vec<(Ticket, Verdict)>,
+    ) -> Result<Expected, TestCaseError> {
+        let mut free = vec![self.now];
+        let mut runs: Vec<_> = self.running.values().map(|run| (run.id, run.end.max(self.now))).collect();
+        runs.sort_unstable();
+        free.extend(runs.into_iter().map(|(_, end)| end));
+        free.resize(self.config().instances.max(1) as usize, self.now);
+        let soonest = self.live().filter_map(|entry| entry.deadline).min();
+        let costs = (self.completed >= WELL_KNOWN).then(|| self.scheduler.costs());
+        let outlook = Outlook { costs, free, soonest };
+        let mut given_up = Vec::new();
+        let expected = self.reference.plan(self.now, limits, &outlook, &mut given_up);
+        for &ticket in &given_up {
+            let before = self.fates.insert(ticket, Fate::Judged(Verdict::GivenUp));
+            prop_assert_eq!(before, None, "#{} ended twice", ticket.0);
+        }
+        given_up.sort_unstable();
+        ended.sort_unstable_by_key(|&(ticket, _)| ticket);
+        prop_assert_eq!(
+            ended.into_iter().map(|(ticket, _)| ticket).collect::<Vec<_>>(),
+            given_up,
+            "given up"
+        );
+        Ok(expected)
+    }
+
     /// The limits again, in words of their own: the reference might be wrong in the same way.
     fn started(&mut self, instance: InstanceId, batch: Batch, limits: &Limits) -> Checked {
         prop_assert_eq!(batch.id, BatchId(self.batches), "batch ids");
@@ -347,7 +383,10 @@ impl World {
             prop_assert!(batch.bytes <= config.memory_limit.unwrap_or(u64::MAX), "over its memory");
         }
         prop_assert!(batch.bytes <= limits.free, "over the memory of the device");
-        self.running.insert(instance, (batch.id, batch.entries));
+        let group = GroupKey { shape: group.0, bound: group.1 };
+        let time = self.scheduler.costs().predict(group, batch.entries.len() as u32, batch.elements);
+        let end = self.now + time.unwrap_or_default();
+        self.running.insert(instance, Run { id: batch.id, entries: batch.entries, end });
         Ok(())
     }
 

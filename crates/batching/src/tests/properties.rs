@@ -184,13 +184,16 @@ fn line(event: &Event) -> String {
             rejection.as_ref().map_or(String::new(), |why| format!(": refused, {why}")),
         ),
         Event::Cancel { now, ticket } => format!("{:3} cancel #{}", now.as_nanos(), ticket.0),
-        Event::Plan { now, instance, batch, free } => match batch {
-            None => format!("{:3} plan {} with {free} free: no batch", now.as_nanos(), instance.0),
-            Some((batch, tickets)) => {
-                let tickets = list(&mut tickets.iter().map(|ticket| format!("#{}", ticket.0)));
-                format!("{:3} plan {}: batch {} of {tickets}", now.as_nanos(), instance.0, batch.0)
-            }
-        },
+        Event::Plan { now, instance, batch, free, verdicts } => {
+            let made = match batch {
+                None => format!("no batch with {free} free"),
+                Some((batch, tickets)) => {
+                    let tickets = list(&mut tickets.iter().map(|ticket| format!("#{}", ticket.0)));
+                    format!("batch {} of {tickets}", batch.0)
+                }
+            };
+            format!("{:3} plan {}: {made}; {}", now.as_nanos(), instance.0, judged(verdicts))
+        }
         Event::Complete { now, batch, verdicts, report } => {
             let (now, busy) = (now.as_nanos(), report.busy.as_nanos());
             format!("{now:3} batch {} {:?} after {busy}: {}", batch.0, report.outcome, judged(verdicts))

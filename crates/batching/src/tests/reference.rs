@@ -4,10 +4,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::cost_model::CostModel;
 use crate::queue::OVERDUE_SHARE;
 use crate::{
-    BreakerConfig, ClientId, Dispatch, Entry, Mode, PaddingStrategy, Priority, SchedulerConfig, ShapeKey,
-    Ticket, Time,
+    BreakerConfig, ClientId, Dispatch, Entry, GroupKey, Mode, PaddingStrategy, Priority, SchedulerConfig,
+    ShapeKey, Ticket, Time,
 };
 
 /// Shape, and the bound of the bucket (0: any length).
@@ -21,6 +22,22 @@ pub(super) struct Limits {
     pub(super) elements: u64,
     /// Bytes that the device has to spare.
     pub(super) free: u64,
+}
+
+/// What is expected of batches; the cost model is judged by tests of its own.
+pub(super) struct Outlook<'a> {
+    /// `None`: too little is known to decide by.
+    pub(super) costs: Option<&'a CostModel>,
+    /// When each instance is free.
+    pub(super) free: Vec<Time>,
+    /// The soonest deadline of all that owe a verdict.
+    pub(super) soonest: Option<Time>,
+}
+
+impl Outlook<'_> {
+    fn run(&self, (shape, bound): Group, items: usize, elements: u64) -> Option<Duration> {
+        self.costs?.predict(GroupKey { shape, bound }, items as u32, elements)
+    }
 }
 
 /// What a free instance has to be told.
@@ -47,6 +64,9 @@ pub(super) struct Reference {
     /// Places since the last that went to an entry because it was overdue.
     places: u32,
 }
+
+/// How many of the first are tried for giving up.
+const TRIALS: usize = 32;
 
 /// When another device's model may have given memory back.
 pub(super) const ASK_FOR_MEMORY: Duration = Duration::from_millis(1);
@@ -182,8 +202,50 @@ impl Reference {
             && self.bytes(batch) <= limits.free
     }
 
-    /// What a free instance is told. What it is told to run is taken out, but for what is around a head.
-    pub(super) fn plan(&mut self, now: Time, limits: &Limits) -> Expected {
+    /// Whether all of a batch that starts now are answered before they are due.
+    fn in_time(&self, now: Time, batch: &[Entry], outlook: &Outlook<'_>) -> bool {
+        let run = outlook.run(self.group(&batch[0]), batch.len(), self.elements(batch));
+        run.is_none_or(|run| batch.iter().all(|entry| now + run <= entry.due()))
+    }
+
+    /// Those of a group whom a free instance gives up.
+    fn given_up(&self, now: Time, group: Group, limits: &Limits, outlook: &Outlook<'_>) -> Vec<Ticket> {
+        let all: Vec<_> = self.of_group(group).cloned().collect();
+        let mean = all.iter().map(|entry| u64::from(entry.cost)).sum::<u64>() as f64 / all.len() as f64;
+        let run = |items: usize| outlook.run(group, items, (mean * items as f64).round() as u64);
+        let Some(full) = run(limits.items) else { return Vec::new() };
+        let drained = now + full * all.len().div_ceil(limits.items) as u32;
+        if outlook.soonest.is_none_or(|due| drained <= due) {
+            return Vec::new();
+        }
+        let head = self.next(group, now).map(|(head, _)| head.priority);
+        let alone = |entry: &Entry| self.in_time(now, std::slice::from_ref(entry), outlook);
+        let (hopeful, mut hopeless): (Vec<_>, Vec<_>) = all.iter().partition(|entry| alone(entry));
+        if hopeful.is_empty() {
+            // The least late is tried all the same.
+            hopeless.sort_unstable_by_key(|entry| (entry.due(), entry.ticket));
+            hopeless.pop();
+        }
+        let mut urgent: Vec<_> =
+            hopeful.into_iter().filter(|it| it.deadline.is_some() && Some(it.priority) == head).collect();
+        urgent.sort_unstable_by_key(|entry| (entry.due(), entry.ticket));
+        let step = urgent.len().div_ceil(TRIALS).max(1);
+        let trials: Vec<_> = (0..urgent.len()).step_by(step).collect();
+        let answered = |first: usize| answered(&urgent[first..], &outlook.free, limits.items, &run);
+        let most = trials.iter().map(|&first| answered(first)).max();
+        let first = trials.iter().copied().find(|&first| Some(answered(first)) == most).unwrap_or(0);
+        hopeless.into_iter().chain(urgent[..first].iter().copied()).map(|entry| entry.ticket).collect()
+    }
+
+    /// What a free instance is told, after those whom it gives up. What it is told to run is taken out, but
+    /// for what is around a head.
+    pub(super) fn plan(
+        &mut self,
+        now: Time,
+        limits: &Limits,
+        outlook: &Outlook<'_>,
+        given_up: &mut Vec<Ticket>,
+    ) -> Expected {
         if let Some(retry) = self.retries.front() {
             return match self.bytes(retry) <= limits.free {
                 true => Expected::Run(self.retries.pop_front().unwrap_or_default()),
@@ -201,10 +263,19 @@ impl Reference {
         let heads = ripe.filter_map(|group| self.of_group(group).min_by_key(|entry| self.order(entry)));
         let first = self.owed(now).or_else(|| heads.min_by_key(|entry| self.order(entry)));
         let Some(group) = first.map(|entry| self.group(entry)) else { return Expected::Idle };
+        let hopeless = self.given_up(now, group, limits, outlook);
+        if !hopeless.is_empty() {
+            for ticket in hopeless {
+                self.breaker.iter_mut().for_each(|breaker| breaker.ended_in_queue(ticket));
+                self.leaves(ticket);
+                given_up.push(ticket);
+            }
+            return self.plan(now, limits, outlook, given_up);
+        }
         let mut batch = Vec::new();
         while let Some((next, owed)) = self.next(group, now) {
             batch.push(next.clone());
-            if !self.fits(&batch, limits) {
+            if !self.fits(&batch, limits) || batch.len() > 1 && !self.in_time(now, &batch, outlook) {
                 batch.pop();
                 break;
             }
@@ -225,6 +296,26 @@ impl Reference {
     pub(super) fn halve(&mut self, mut batch: Vec<Entry>) {
         let second = batch.split_off(batch.len().div_ceil(2));
         self.retries.extend([batch, second].into_iter().filter(|half| !half.is_empty()));
+    }
+}
+
+/// How many are answered in time, first come first served, in batches in which all are.
+fn answered(
+    entries: &[&Entry],
+    free: &[Time],
+    limit: usize,
+    run: &impl Fn(usize) -> Option<Duration>,
+) -> usize {
+    let Some(entry) = entries.first() else { return 0 };
+    let mut free = free.to_vec();
+    free.sort_unstable();
+    let end = |items: usize| free[0] + run(items).unwrap_or_default();
+    match (1..=limit.min(entries.len())).rev().find(|&items| end(items) <= entry.due()) {
+        None => answered(&entries[1..], &free, limit, run),
+        Some(items) => {
+            free[0] = end(items);
+            items + answered(&entries[items..], &free, limit, run)
+        }
     }
 }
 

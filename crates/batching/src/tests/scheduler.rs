@@ -400,7 +400,8 @@ fn submitted(ticket: u64) -> Event {
 
 fn planned(batch: u64, tickets: &[u64]) -> Event {
     let tickets = tickets.iter().map(|&ticket| Ticket(ticket)).collect();
-    Event::Plan { now: at(0), instance: INSTANCE, free: u64::MAX, batch: Some((BatchId(batch), tickets)) }
+    let batch = Some((BatchId(batch), tickets));
+    Event::Plan { now: at(0), instance: INSTANCE, free: u64::MAX, batch, verdicts: Vec::new() }
 }
 
 #[test]

@@ -235,19 +235,15 @@ fn recorded(config: SchedulerConfig, workload: &[Arrival]) -> Vec<Event> {
         let mut wake = None;
         if busy.is_none() {
             let planned = scheduler.plan(now, InstanceId(0), u64::MAX);
-            let batch = match planned.next {
+            log.push(Event::plan(now, InstanceId(0), u64::MAX, &planned));
+            match planned.next {
                 crate::Next::Run(batch) => {
                     let took = MS * (10 + batch.entries.len() as u32);
                     busy = Some((now + took, batch.id, took));
-                    Some((batch.id, batch.entries.iter().map(|entry| entry.ticket).collect()))
                 }
-                crate::Next::WaitUntil(at) => {
-                    wake = Some(at);
-                    None
-                }
-                crate::Next::Idle => None,
-            };
-            log.push(Event::Plan { now, instance: InstanceId(0), free: u64::MAX, batch });
+                crate::Next::WaitUntil(at) => wake = Some(at),
+                crate::Next::Idle => {}
+            }
         }
         let soonest = next.peek().map(|(arrival, _)| arrival.at);
         match [soonest, wake, deadline, busy.map(|(end, ..)| end)].into_iter().flatten().min() {

@@ -86,7 +86,7 @@ proptest! {
             let is = stats.requests;
             prop_assert_eq!(is.admitted + refused, tickets);
             prop_assert_eq!(stats.rejected.values().sum::<u64>(), refused);
-            let ended = is.completed + is.failed + is.never_fits + is.expired_in_queue;
+            let ended = is.completed + is.failed + is.never_fits + is.expired_in_queue + is.given_up;
             let ended = ended + is.expired_running + is.cancelled;
             prop_assert_eq!(ended + is.queued + is.running, is.admitted);
             prop_assert_eq!(stats.latency_seconds.count, is.completed);

@@ -176,7 +176,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let code = match failure {
             Failure::NeverFits => Code::InvalidInput,
-            Failure::ExpiredInQueue | Failure::ExpiredRunning => Code::DeadlineExceeded,
+            Failure::ExpiredInQueue | Failure::GivenUp | Failure::ExpiredRunning => Code::DeadlineExceeded,
             // Not `ShuttingDown`, which says that trying again is safe: the model may have done its work.
             Failure::Model(_) | Failure::ClosedRunning => Code::ModelFailed,
             Failure::ClosedInQueue => Code::ShuttingDown,

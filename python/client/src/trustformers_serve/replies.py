@@ -117,6 +117,7 @@ class RequestCounts(TypedDict):
     failed: int
     never_fits: int
     expired_in_queue: int
+    given_up: int
     expired_running: int
     cancelled: int
     queued: int
