@@ -51,6 +51,10 @@ const EVEN_PULL: f64 = 1.0 / 512.0;
 const START: u64 = 128;
 /// Batches predicted shorter than this part of the mean weigh as if they were that long.
 const REFERENCE_FLOOR: f64 = 0.05;
+/// Batches that the margin is taken of, the part of them that stays within it, and the most that it can be.
+const MARGIN_WINDOW: usize = 32;
+const MARGIN_SHARE: f64 = 0.9;
+const MARGIN_MAX: f64 = 2.0;
 /// Batches over which the reported error is averaged.
 const ERROR_WINDOW: u64 = 50;
 /// Ranges that keep every sum finite: one nanosecond to eleven days, and 10^12 tokens.
@@ -78,6 +82,8 @@ pub struct FitSummary {
     pub c: f64,
     /// Running mean of `|predicted - actual| / actual`, each batch predicted before it was learned from.
     pub relative_error: f64,
+    /// By what part of its prediction one batch in ten of the last was longer.
+    pub margin: f64,
 }
 
 /// Learns from finished batches how long the next one will run.
@@ -135,9 +141,20 @@ impl CostModel {
     /// How long a batch of `group` would run: by the group's own fit once that has enough batches,
     /// by the overall one before; `None` before the first batch.
     pub fn predict(&self, group: GroupKey, items: u32, tokens: u64) -> Option<Duration> {
+        self.fit(group).predict(items, tokens)
+    }
+
+    /// What nine in ten of such batches took no longer than: as [`CostModel::predict`], with a margin for what
+    /// it was wrong by of late. `None` before the first batch.
+    pub fn at_most(&self, group: GroupKey, items: u32, tokens: u64) -> Option<Duration> {
+        let fit = self.fit(group);
+        Some(fit.predict(items, tokens)?.mul_f64(1.0 + fit.margin))
+    }
+
+    fn fit(&self, group: GroupKey) -> &Fit {
         match self.groups.get(&group) {
-            Some(own) if own.fit.samples >= ENOUGH_SAMPLES => own.fit.predict(items, tokens),
-            _ => self.overall.predict(items, tokens),
+            Some(own) if own.fit.samples >= ENOUGH_SAMPLES => &own.fit,
+            _ => &self.overall,
         }
     }
 
@@ -177,6 +194,9 @@ struct Fit {
     /// The residuals of the last batches, a ring; zeros since the start or the last drift.
     recent: [f64; RECENT],
     relative_error: f64,
+    /// How much longer than predicted the last batches were, in parts of the prediction; a ring.
+    overruns: [f64; MARGIN_WINDOW],
+    margin: f64,
 }
 
 impl Default for Fit {
@@ -190,6 +210,8 @@ impl Default for Fit {
             scale: SCALE_START,
             recent: [0.0; RECENT],
             relative_error: 0.0,
+            overruns: [0.0; MARGIN_WINDOW],
+            margin: 0.0,
         }
     }
 }
@@ -202,7 +224,15 @@ impl Fit {
 
     fn summary(&self, group: Option<GroupKey>) -> FitSummary {
         let [a, b, c] = self.coefficients;
-        FitSummary { group, samples: self.samples, a, b, c, relative_error: self.relative_error }
+        FitSummary {
+            group,
+            samples: self.samples,
+            a,
+            b,
+            c,
+            relative_error: self.relative_error,
+            margin: self.margin,
+        }
     }
 
     fn observe(&mut self, x: Vector, seconds: f64) {
@@ -227,6 +257,8 @@ impl Fit {
         let share = 1.0 / self.samples.min(ERROR_WINDOW) as f64;
         self.relative_error += share * ((predicted - seconds).abs() / seconds - self.relative_error);
 
+        self.overran(seconds / predicted.max(SECONDS_MIN) - 1.0);
+
         let mean = self.products[0] / self.moments[0][0];
         let reference = predicted.max(REFERENCE_FLOOR * mean);
         self.recent[(self.samples % RECENT as u64) as usize] = (seconds - predicted) / reference;
@@ -237,6 +269,16 @@ impl Fit {
         let scale = if size > self.scale { self.scale * SCALE_STEP } else { self.scale / SCALE_STEP };
         self.scale = scale.clamp(SCALE_MIN, SCALE_MAX);
         (weight, reference)
+    }
+
+    fn overran(&mut self, overrun: f64) {
+        // The first batch was not predicted.
+        let seen = (self.samples as usize).min(MARGIN_WINDOW);
+        self.overruns[(self.samples as usize - 1) % MARGIN_WINDOW] = overrun;
+        let mut overruns = self.overruns;
+        let rank = ((MARGIN_SHARE * seen as f64) as usize).min(seen - 1);
+        let (_, margin, _) = overruns[..seen].select_nth_unstable_by(rank, f64::total_cmp);
+        self.margin = margin.clamp(0.0, MARGIN_MAX);
     }
 
     /// If nearly all recent residuals are clipped on one side: moves the past to the new level, where

@@ -283,7 +283,7 @@ impl Scheduler {
 /// Whether everybody in a batch that starts now is answered in time, as far as can be told.
 fn in_time(costs: Option<&CostModel>, now: Time, key: GroupKey, load: &Load, elements: u64) -> bool {
     let items = u32::try_from(load.items).unwrap_or(u32::MAX);
-    let run = costs.and_then(|costs| costs.predict(key, items, elements));
+    let run = costs.and_then(|costs| costs.at_most(key, items, elements));
     run.is_none_or(|run| now + run <= load.due)
 }
 

@@ -50,16 +50,16 @@ impl Scheduler {
         self.costs.known().is_none() || self.next_deadline().is_none_or(|due| drained() <= due)
     }
 
-    /// How long a batch of `items` of those who wait would run.
+    /// How long a batch of `items` of those who wait may run.
     fn run_time(&self, key: GroupKey, items: usize) -> Duration {
         let waiting = self.queue.total_of(key);
         let cost = waiting.cost as f64 / waiting.entries as f64 * items as f64;
         let items = u32::try_from(items).unwrap_or(u32::MAX);
-        self.costs.predict(key, items, cost.round() as u64).unwrap_or_default()
+        self.costs.at_most(key, items, cost.round() as u64).unwrap_or_default()
     }
 
     fn run_alone(&self, key: GroupKey, entry: &Entry) -> Duration {
-        self.costs.predict(key, 1, self.alone(entry)).unwrap_or_default()
+        self.costs.at_most(key, 1, self.alone(entry)).unwrap_or_default()
     }
 
     /// When each instance is free, this one being so now, as far as running batches go as predicted.

@@ -36,7 +36,7 @@ pub(super) struct Outlook<'a> {
 
 impl Outlook<'_> {
     fn run(&self, (shape, bound): Group, items: usize, elements: u64) -> Option<Duration> {
-        self.costs?.predict(GroupKey { shape, bound }, items as u32, elements)
+        self.costs?.at_most(GroupKey { shape, bound }, items as u32, elements)
     }
 }
 

@@ -231,6 +231,7 @@ class Fit(TypedDict):
     b: float
     c: float
     relative_error: float
+    margin: float
 
 
 class CostModel(TypedDict):
