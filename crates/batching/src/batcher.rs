@@ -220,16 +220,34 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         results
     }
 
+    /// Refuses `count` requests that are not made ready yet, if even the smallest would be refused for want
+    /// of room or of time; `None`: they may be admitted.
+    pub fn refuse_early(
+        &self,
+        count: usize,
+        client: ClientId,
+        priority: Priority,
+        timeout: Duration,
+    ) -> Option<Rejection> {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let deadline = Some(now + timeout);
+        let entry = Entry { client, priority, deadline, cost: 1, arrived: now, ..Entry::default() };
+        if !state.scheduler.refuses_even(now, &entry) {
+            return None;
+        }
+        let refused = (0..count).map(|_| self.admit_entry(&mut state, now, entry.clone()).err());
+        refused.last().flatten()
+    }
+
     fn admit(
         &self,
         state: &mut State<I, O>,
         now: Time,
         submission: &Submission<I, O>,
     ) -> Result<Ticket, Rejection> {
-        let ticket = Ticket(state.next_ticket);
-        state.next_ticket += 1;
         let entry = Entry {
-            ticket,
+            ticket: Ticket::default(),
             client: submission.client,
             cost: submission.cost,
             seq_len: submission.seq_len,
@@ -239,6 +257,14 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             deadline: submission.timeout.map(|timeout| now + timeout),
             arrived: now,
         };
+        self.admit_entry(state, now, entry)
+    }
+
+    /// Under the next ticket.
+    fn admit_entry(&self, state: &mut State<I, O>, now: Time, entry: Entry) -> Result<Ticket, Rejection> {
+        let ticket = Ticket(state.next_ticket);
+        state.next_ticket += 1;
+        let entry = Entry { ticket, ..entry };
         let logged = self.log_events.then(|| entry.clone());
         let result = state.scheduler.submit(now, entry);
         if let Some(entry) = logged {

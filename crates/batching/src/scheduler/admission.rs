@@ -141,6 +141,19 @@ impl Scheduler {
         }
     }
 
+    /// Whether an entry of the least cost is refused for now, for want of room or of time: then so is any
+    /// other, and what preparing that takes can be saved.
+    pub fn refuses_even(&self, now: Time, least: &Entry) -> bool {
+        let least = self.normalised(least.clone());
+        self.fits_queue(&least).and_then(|()| self.in_time(now, &least)).is_err()
+    }
+
+    /// The entry as it counts here.
+    pub(super) fn normalised(&self, entry: Entry) -> Entry {
+        let priority = if self.config.priorities { entry.priority } else { Priority::Normal };
+        Entry { priority, ..entry }
+    }
+
     fn could_ever_fit(&self, entry: &Entry) -> Result<(), Rejection> {
         let (alone, unpadded) = (self.alone(entry), u64::from(entry.cost));
         let over = |cost: u64, limit: Option<u64>| Some((limit.filter(|&limit| cost > limit)?, cost));

@@ -20,7 +20,7 @@ pub use self::planning::{Batch, Next, Planned};
 use crate::breaker::{Breaker, BreakerState};
 use crate::bucket::Buckets;
 use crate::cost_model::CostModel;
-use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
+use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
 use crate::hash::TicketMap;
 use crate::load::{Arrivals, Utilization};
 use crate::memory::MemoryModel;
@@ -196,10 +196,8 @@ impl Scheduler {
     }
 
     /// Admits `entry`, whose ticket must be new, or says at once why not.
-    pub fn submit(&mut self, now: Time, mut entry: Entry) -> Result<(), Rejection> {
-        if !self.config.priorities {
-            entry.priority = Priority::Normal;
-        }
+    pub fn submit(&mut self, now: Time, entry: Entry) -> Result<(), Rejection> {
+        let entry = self.normalised(entry);
         self.stats.offered(now);
         if let Err(rejection) = self.admit(now, &entry) {
             self.stats.rejected(&rejection);

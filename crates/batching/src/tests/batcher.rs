@@ -7,8 +7,8 @@ use super::support::{HOUR, Inbox, ManualClock, Memory, eager, request, tenfold};
 use crate::queue::Total;
 use crate::replay::{Event, replay};
 use crate::{
-    Batcher, Dispatch, Failure, InstanceId, ModelError, Priority, Rejection, SchedulerConfig, ShapeKey,
-    Submission, Ticket, Verdict,
+    Batcher, ClientId, Dispatch, Failure, InstanceId, ModelError, Priority, Rejection, SchedulerConfig,
+    ShapeKey, Submission, Ticket, Verdict,
 };
 
 const INSTANCE: InstanceId = InstanceId(0);
@@ -79,6 +79,40 @@ fn an_instance_that_asks_for_work_answers_what_is_due() {
     bench.clock.advance(SECOND);
     assert_eq!(inputs(&bench.job()), [2]);
     assert_eq!(bench.inbox.next(), (1, Err(Failure::ExpiredInQueue)));
+}
+
+#[test]
+fn an_instance_that_asks_for_work_answers_whom_it_gives_up() {
+    let bench = bench(SchedulerConfig { dispatch: Dispatch::Window, max_wait: Duration::ZERO, ..eager(8) });
+    for batch in 0..8 {
+        bench.submit(100 + batch, None);
+        let job = bench.job();
+        if batch == 7 {
+            bench.submit(1, Some(5 * SECOND));
+            bench.submit(2, Some(100 * SECOND));
+        }
+        bench.batcher.complete(INSTANCE, job, tenfold(&[100 + batch]), 10 * SECOND, None);
+        assert_eq!(bench.inbox.next(), (100 + batch, Ok(10 * (100 + batch))));
+    }
+    assert_eq!(inputs(&bench.job()), [2], "a batch takes ten seconds");
+    assert_eq!(bench.inbox.next(), (1, Err(Failure::GivenUp)));
+    let log = std::mem::take(&mut *bench.memory.events.lock().unwrap());
+    let Some(Event::Plan { verdicts, .. }) = log.last() else { panic!("{:?}", log.last()) };
+    assert_eq!(verdicts[..], [(Ticket(8), Verdict::GivenUp)]);
+    assert!(replay(log).is_ok());
+}
+
+#[test]
+fn what_would_be_refused_whatever_it_is_can_be_refused_before_it_is_made_ready() {
+    let bench = bench(SchedulerConfig { max_queue_size: 1, ..eager(8) });
+    let refuse = || bench.batcher.refuse_early(2, ClientId(7), Priority::High, SECOND);
+    assert_eq!(refuse(), None);
+    bench.submit(1, None);
+    assert_eq!(refuse(), Some(Rejection::QueueFull { limit: 1 }));
+    assert_eq!(bench.batcher.inspect(|scheduler, now| scheduler.stats(now).rejected["queue_full"]), 2);
+    assert_eq!(inputs(&bench.job()), [1]);
+    assert_eq!(refuse(), None);
+    assert!(replay(std::mem::take(&mut *bench.memory.events.lock().unwrap())).is_ok());
 }
 
 #[test]
@@ -221,6 +255,7 @@ fn an_aborted_batcher_answers_all_at_once_and_runs_nothing_more() {
 fn failures_say_what_happened() {
     let texts = [
         (Failure::ExpiredInQueue, "the deadline passed while the request was queued"),
+        (Failure::GivenUp, "the deadline of the queued request could not be met any more"),
         (Failure::ExpiredRunning, "the deadline passed while the model ran"),
         (Failure::Model(ModelError("no such word".to_owned())), "no such word"),
         (Failure::ClosedInQueue, "the server stopped before the request ran"),

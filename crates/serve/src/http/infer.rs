@@ -88,6 +88,14 @@ pub(super) fn ready(version: &Version) -> Result<Arc<Running>, ApiError> {
     })
 }
 
+/// A model that reads text, and the terms on which it is asked to.
+pub(super) struct Reader<'a> {
+    pub(super) version: &'a Version,
+    pub(super) running: &'a Running,
+    pub(super) tokenizer: &'a Arc<TextTokenizer>,
+    pub(super) terms: Terms,
+}
+
 /// The tokenizer of a model that reads text.
 pub(super) fn tokenizer(running: &Running) -> Option<&Arc<TextTokenizer>> {
     match &running.signature {
@@ -100,13 +108,17 @@ pub(super) fn tokenizer(running: &Running) -> Option<&Arc<TextTokenizer>> {
 const INLINE_BYTES: usize = 4096;
 
 /// Token ids of each text, special tokens included. With `truncate` a text that is too long is cut, else
-/// it is an error of its own.
+/// it is an error of its own; so is each where the queue would not take even the shortest.
 pub(super) async fn tokenise(
     app: &App,
-    tokenizer: &Arc<TextTokenizer>,
+    reader: &Reader<'_>,
     texts: Vec<String>,
     truncate: bool,
 ) -> Vec<Result<Input, ApiError>> {
+    let Reader { version, running, tokenizer, terms } = *reader;
+    if let Some(unanswered) = running.refuse_early(texts.len(), terms) {
+        return texts.iter().map(|_| Err(explain(version, unanswered.clone()))).collect();
+    }
     let (count, bytes) = (texts.len(), texts.iter().map(String::len).sum::<usize>());
     let work = {
         let tokenizer = Arc::clone(tokenizer);

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Reader, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::wire::{Format, malformed_json};
 use crate::app::App;
-use crate::backend::{Input, Output, Signature, TextTokenizer};
+use crate::backend::{Input, Output, Signature};
 use crate::registry::{Registry, State as ModelState, Terms, Version};
 
 #[derive(Deserialize)]
@@ -162,7 +162,8 @@ async fn embed(
     if asked.dimensions.is_some_and(|asked| asked != *dimensions) {
         return Err(ApiError::invalid(format!("the model's embeddings have {dimensions} dimensions")));
     }
-    let inputs = inputs_of(app, version, tokenizer, asked.input).await?;
+    let reader = Reader { version, running: &running, tokenizer, terms };
+    let inputs = inputs_of(app, &reader, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
     let results = infer(version, Arc::clone(&running), inputs, terms, Admission::WholeCall).await;
     let mut data = Vec::with_capacity(results.len());
@@ -185,10 +186,10 @@ fn token_count(input: &Input) -> usize {
 
 async fn inputs_of(
     app: &App,
-    version: &Version,
-    tokenizer: &Arc<TextTokenizer>,
+    reader: &Reader<'_>,
     input: EmbeddingsInput,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
+    let Reader { version, tokenizer, .. } = reader;
     let count = match &input {
         EmbeddingsInput::Texts(texts) => texts.len(),
         EmbeddingsInput::Ids(many) => many.len(),
@@ -203,7 +204,7 @@ async fn inputs_of(
         )));
     }
     Ok(match input {
-        EmbeddingsInput::Texts(texts) => tokenise(app, tokenizer, texts, tokenizer.truncates()).await,
+        EmbeddingsInput::Texts(texts) => tokenise(app, reader, texts, tokenizer.truncates()).await,
         EmbeddingsInput::Ids(many) => many
             .into_iter()
             .map(|ids| match tokenizer.check_ids(&ids) {

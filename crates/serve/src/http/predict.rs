@@ -14,13 +14,13 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Reader, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
 use super::models::Which;
 use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
-use crate::registry::{Running, Version};
+use crate::registry::{Running, Terms, Version};
 use crate::tensor::TensorSpec;
 
 /// `POST /models/{name}/predict`
@@ -110,7 +110,7 @@ impl Asked {
         let terms = Urgency { headers: &self.headers, priority, timeout_ms, arrived: self.arrived }
             .terms(app, version)?;
         let many = call.many;
-        let inputs = inputs_of(app, &running, call).await?;
+        let inputs = inputs_of(app, version, &running, call, terms).await?;
         let results = infer(version, Arc::clone(&running), inputs, terms, Admission::EachItem).await;
         version.metrics().call_took(self.arrived.elapsed());
         self.log_failed_items(version, &results, many);
@@ -134,8 +134,10 @@ impl Asked {
 
 async fn inputs_of(
     app: &App,
+    version: &Version,
     running: &Running,
     call: Call,
+    terms: Terms,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
     let Some(tokenizer) = tokenizer(running) else {
         let lengths = running.signature.lengths();
@@ -166,7 +168,8 @@ async fn inputs_of(
             Err(misfit) => misfits.push((index, misfit)),
         }
     }
-    let mut inputs = tokenise(app, tokenizer, texts, call.truncate.unwrap_or(tokenizer.truncates())).await;
+    let reader = Reader { version, running, tokenizer, terms };
+    let mut inputs = tokenise(app, &reader, texts, call.truncate.unwrap_or(tokenizer.truncates())).await;
     // In ascending order, so that each lands at its own index.
     for (index, misfit) in misfits {
         inputs.insert(index, Err(ApiError::invalid(misfit)));

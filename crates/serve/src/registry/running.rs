@@ -162,6 +162,15 @@ impl Running {
         self.batcher.abort();
     }
 
+    /// Refuses `items` that are not tokenised yet, if that would be all for nothing: overload has to be cheap.
+    pub fn refuse_early(&self, items: usize, terms: Terms) -> Option<Unanswered> {
+        let timeout = terms.deadline.saturating_duration_since(Instant::now());
+        let rejection = self.batcher.refuse_early(items, terms.client, terms.priority, timeout)?;
+        // Of a model that is being replaced the replacement may take them.
+        (rejection != Rejection::Draining)
+            .then(|| Unanswered::Rejected(rejection, self.batcher.predicted_drain()))
+    }
+
     /// Runs items through the batcher; one answer an item, in order.
     ///
     /// When the future is dropped, because the client left, items that still wait never run. With
