@@ -16,9 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 import batching
+import buckets
 import delay
 import embeddings
 import footprint
+import foretold
 import goodput
 import isolation
 import overhead
@@ -37,6 +39,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "scheduling": scheduling.run,
     "isolation": isolation.run,
     "batching": batching.run,
+    "buckets": buckets.run,
+    "foretold": foretold.run,
 }
 
 

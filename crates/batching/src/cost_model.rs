@@ -141,20 +141,21 @@ impl CostModel {
     /// How long a batch of `group` would run: by the group's own fit once that has enough batches,
     /// by the overall one before; `None` before the first batch.
     pub fn predict(&self, group: GroupKey, items: u32, tokens: u64) -> Option<Duration> {
-        self.fit(group).predict(items, tokens)
+        self.of(group).predict(items, tokens)
     }
 
     /// What nine in ten of such batches took no longer than: as [`CostModel::predict`], with a margin for what
     /// it was wrong by of late. `None` before the first batch.
     pub fn at_most(&self, group: GroupKey, items: u32, tokens: u64) -> Option<Duration> {
-        let fit = self.fit(group);
-        Some(fit.predict(items, tokens)?.mul_f64(1.0 + fit.margin))
+        let estimate = self.of(group);
+        estimate.predict(items, tokens).map(|run| estimate.with_margin(run))
     }
 
-    fn fit(&self, group: GroupKey) -> &Fit {
+    /// What is known of the batches of one group, for several questions.
+    pub fn of(&self, group: GroupKey) -> Estimate<'_> {
         match self.groups.get(&group) {
-            Some(own) if own.fit.samples >= ENOUGH_SAMPLES => &own.fit,
-            _ => &self.overall,
+            Some(own) if own.fit.samples >= ENOUGH_SAMPLES => Estimate(&own.fit),
+            _ => Estimate(&self.overall),
         }
     }
 
@@ -172,6 +173,22 @@ impl CostModel {
     pub fn fits(&self) -> Vec<FitSummary> {
         let groups = self.groups.iter().map(|(key, group)| group.fit.summary(Some(*key)));
         std::iter::once(self.overall_fit()).chain(groups).collect()
+    }
+}
+
+/// What is known of the batches of one group.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate<'a>(&'a Fit);
+
+impl Estimate<'_> {
+    /// As [`CostModel::predict`].
+    pub fn predict(&self, items: u32, tokens: u64) -> Option<Duration> {
+        self.0.predict(items, tokens)
+    }
+
+    /// A prediction with the margin of [`CostModel::at_most`].
+    pub fn with_margin(&self, predicted: Duration) -> Duration {
+        predicted.mul_f64(1.0 + self.0.margin)
     }
 }
 

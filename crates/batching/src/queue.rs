@@ -79,9 +79,14 @@ impl Level {
         if found.order.is_empty() {
             self.clients.remove(&client);
         }
-        if self.turns.len() > 2 * self.clients.len() + 64 {
+        if self.turns.len() > 2 * self.clients.len() + STALE {
             self.turns = self.clients.values().map(|client| Reverse(client.turn)).collect();
         }
+    }
+
+    /// The first due of a client.
+    fn first_of(&self, client: ClientId) -> Option<Key> {
+        self.clients.get(&client)?.order.first()
     }
 
     fn head(&mut self, priority: Priority, shares: &Shares) -> Option<Turn> {
@@ -111,10 +116,14 @@ impl Level {
 pub struct Group {
     levels: [Level; Priority::COUNT],
     arrivals: Order,
-    /// When entries that have deadlines have waited for half of their time.
-    halfway: Order,
+    /// The first due of each client and priority: far fewer than entries, and most stay as they are. Some
+    /// are out of date, the front never.
+    dues: BinaryHeap<Reverse<(Time, Ticket, Priority, ClientId)>>,
     total: Total,
 }
+
+/// What is out of date in a heap is swept out once it outnumbers the rest by so many.
+const STALE: usize = 64;
 
 impl Group {
     /// Entries waiting, with their cost and bytes.
@@ -127,11 +136,42 @@ impl Group {
         self.arrivals.first().map_or(Time::MAX, |(arrived, _)| arrived)
     }
 
-    /// When the first has waited for half of the time until its deadline; [`Time::MAX`] where none has one.
+    /// The soonest deadline, and whose; `None` where nobody has one.
+    fn soonest(&self) -> Option<Key> {
+        self.dues.peek().map(|&Reverse((due, ticket, ..))| (due, ticket))
+    }
+
+    /// Half of the time from the first arrival to the soonest deadline; [`Time::MAX`] where none has one.
     ///
     /// The other half is for the model: no entry is to expire for want of company.
-    pub fn soonest_halfway(&self) -> Time {
-        self.halfway.first().map_or(Time::MAX, |(halfway, _)| halfway)
+    pub fn halfway(&self) -> Time {
+        let first = self.oldest_arrival();
+        self.soonest().map_or(Time::MAX, |(due, _)| first + due.since(first) / 2)
+    }
+
+    /// Notes the first due of a client, which may be another than before.
+    fn note_due(&mut self, priority: Priority, client: ClientId) {
+        let first = |level: &Level, client| level.first_of(client).filter(|&(due, _)| due != Time::MAX);
+        let push = |(due, ticket)| self.dues.push(Reverse((due, ticket, priority, client)));
+        first(&self.levels[priority as usize], client).map(push);
+        let stale =
+            |&Reverse((due, ticket, priority, client)): &Reverse<(Time, Ticket, Priority, ClientId)>| {
+                first(&self.levels[priority as usize], client) != Some((due, ticket))
+            };
+        while self.dues.peek().is_some_and(stale) {
+            self.dues.pop();
+        }
+        let clients: usize = self.levels.iter().map(|level| level.clients.len()).sum();
+        if self.dues.len() > 2 * clients + STALE {
+            let levels = &self.levels;
+            let all = Priority::DESCENDING.into_iter().flat_map(|priority| {
+                let level = &levels[priority as usize];
+                let dues =
+                    level.clients.keys().filter_map(move |&client| Some((client, first(level, client)?)));
+                dues.map(move |(client, (due, ticket))| Reverse((due, ticket, priority, client)))
+            });
+            self.dues = all.collect();
+        }
     }
 
     fn overdue(&self, now: Time, ageing: Option<Duration>) -> Option<Key> {
@@ -152,6 +192,8 @@ impl Group {
 pub struct Queue {
     waiting: TicketMap<(Entry, GroupKey)>,
     groups: BTreeMap<GroupKey, Group>,
+    /// The soonest deadline of each group; some are out of date, the front never.
+    soonest: BinaryHeap<Reverse<(Time, GroupKey)>>,
     shares: Shares,
     total: Total,
     by_priority: [Total; Priority::COUNT],
@@ -189,8 +231,33 @@ impl Queue {
     /// The entries of a group that have deadlines, in no order.
     pub fn with_deadlines(&self, key: GroupKey) -> impl Iterator<Item = &Entry> {
         let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
-        let tickets = self.groups.get(&key).into_iter().flat_map(move |group| group.halfway.iter(waits));
-        tickets.filter_map(|ticket| self.get(ticket))
+        let levels = self.groups.get(&key).into_iter().flat_map(|group| &group.levels);
+        let orders = levels.flat_map(|level| level.clients.values().map(|client| &client.order));
+        let tickets = orders.flat_map(move |order| order.iter(waits));
+        tickets.filter_map(|ticket| self.get(ticket)).filter(|entry| entry.deadline.is_some())
+    }
+
+    /// The soonest deadline of all that waits, and whose.
+    pub(crate) fn soonest(&self) -> Option<Key> {
+        let Reverse((_, key)) = self.soonest.peek()?;
+        self.groups.get(key)?.soonest()
+    }
+
+    /// Notes the soonest deadline of a group, if it is another than `before`.
+    fn note_soonest(&mut self, key: GroupKey, before: Option<Time>) {
+        let due = |key: &GroupKey| Some(self.groups.get(key)?.soonest()?.0);
+        let now = due(&key);
+        if now == before {
+            return;
+        }
+        self.soonest.extend(now.map(|now| Reverse((now, key))));
+        while self.soonest.peek().is_some_and(|Reverse((time, key))| due(key) != Some(*time)) {
+            self.soonest.pop();
+        }
+        if self.soonest.len() > 2 * self.groups.len() + STALE {
+            let all = self.groups.iter().filter_map(|(&key, group)| Some(Reverse((group.soonest()?.0, key))));
+            self.soonest = all.collect();
+        }
     }
 
     /// Whether the ticket's entry waits.
@@ -229,23 +296,22 @@ impl Queue {
         self.total.add(&entry);
         self.by_priority[entry.priority as usize].add(&entry);
         let group = self.groups.entry(key).or_default();
+        let before = group.soonest().map(|(due, _)| due);
         group.total.add(&entry);
         group.arrivals.push((entry.arrived, entry.ticket));
-        if let Some(deadline) = entry.deadline {
-            group.halfway.push((entry.arrived + deadline.since(entry.arrived) / 2, entry.ticket));
-        }
         let start = self.shares.start(entry.priority, entry.client);
-        group.levels[entry.priority as usize].push(&entry, start);
+        let level = &mut group.levels[entry.priority as usize];
+        level.push(&entry, start);
+        if level.first_of(entry.client) == Some((entry.due(), entry.ticket)) {
+            group.note_due(entry.priority, entry.client);
+        }
         self.waiting.insert(entry.ticket, (entry, key));
+        self.note_soonest(key, before);
     }
 
     /// Takes one entry out, wherever it stands.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
-        let (entry, key) = self.take_out(ticket, 0)?;
-        if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
-            self.groups.remove(&key);
-        }
-        Some(entry)
+        self.take_out(ticket, 0).map(|(entry, _)| entry)
     }
 
     /// Takes the first entries of a group, in order, for as long as `fits` agrees to the next.
@@ -262,9 +328,6 @@ impl Queue {
             let Some((entry, _)) = self.take_out(ticket, charge) else { break };
             self.count_place(owed);
             taken.push(entry);
-        }
-        if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
-            self.groups.remove(&key);
         }
         taken
     }
@@ -301,14 +364,20 @@ impl Queue {
         self.shares.left(entry.priority, entry.client, charge);
         self.total.subtract(&entry);
         self.by_priority[entry.priority as usize].subtract(&entry);
-        if let Some(group) = self.groups.get_mut(&key) {
-            group.total.subtract(&entry);
-            group.arrivals.removed(waits);
-            if entry.deadline.is_some() {
-                group.halfway.removed(waits);
-            }
-            group.levels[entry.priority as usize].removed(entry.client, waits);
+        let group = self.groups.get_mut(&key)?;
+        let before = group.soonest().map(|(due, _)| due);
+        group.total.subtract(&entry);
+        group.arrivals.removed(waits);
+        let level = &mut group.levels[entry.priority as usize];
+        let first = level.first_of(entry.client);
+        level.removed(entry.client, waits);
+        if level.first_of(entry.client) != first {
+            group.note_due(entry.priority, entry.client);
         }
+        if group.total.entries == 0 {
+            self.groups.remove(&key);
+        }
+        self.note_soonest(key, before);
         Some((entry, key))
     }
 
@@ -354,9 +423,6 @@ impl Queue {
             let owed = taken.is_empty() && self.next_of(key, now) == Some((ticket, true));
             self.count_place(owed);
             taken.extend(self.take_out(ticket, charge).map(|(entry, _)| entry));
-            if self.groups.get(&key).is_some_and(|group| group.total.entries == 0) {
-                self.groups.remove(&key);
-            }
         }
         taken
     }
@@ -365,6 +431,7 @@ impl Queue {
     pub(crate) fn holds_nothing(&self) -> bool {
         self.groups.is_empty()
             && self.waiting.is_empty()
+            && self.soonest.is_empty()
             && self.total == Total::default()
             && self.shares.nobody_waits()
     }

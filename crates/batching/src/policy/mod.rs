@@ -77,7 +77,7 @@ pub(crate) struct Outlook<'a> {
 pub(crate) fn ripeness(outlook: &Outlook<'_>, key: GroupKey, group: &Group, now: Time) -> Ripe {
     let config = outlook.config;
     // The bound that all modes share: nobody waits past it while an instance is free.
-    let window_end = (group.oldest_arrival() + outlook.max_wait).min(group.soonest_halfway());
+    let window_end = (group.oldest_arrival() + outlook.max_wait).min(group.halfway());
     if full(outlook, group) || window_end <= now {
         return Ripe::Now;
     }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod config;
+mod filling;
 mod insight;
 mod isolation;
 mod planning;
@@ -24,7 +25,7 @@ use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Ticket};
 use crate::hash::TicketMap;
 use crate::load::{Arrivals, Utilization};
 use crate::memory::MemoryModel;
-use crate::order::Order;
+use crate::order::{Key, Order};
 use crate::padding::Splitter;
 use crate::policy::Mode;
 use crate::policy::adaptive::Adaptive;
@@ -86,8 +87,8 @@ pub struct Scheduler {
     queue: Queue,
     /// Entries taken from the queue that still owe their callers a verdict, with their deadlines.
     owed: TicketMap<Time>,
-    /// Deadlines of queued and owed entries, soonest first: expiry must not search the queue.
-    deadlines: Order,
+    /// Deadlines of owed entries, soonest first.
+    owed_dues: Order,
     running: BTreeMap<BatchId, Running>,
     retries: VecDeque<Retry>,
     next_batch: u64,
@@ -113,7 +114,7 @@ impl Scheduler {
             // Nobody is overdue before its window ends: a partial batch would leave too early.
             queue: Queue::new(config.ageing.map(|ageing| ageing.max(config.max_wait))),
             owed: TicketMap::default(),
-            deadlines: Order::default(),
+            owed_dues: Order::default(),
             running: BTreeMap::new(),
             retries: VecDeque::new(),
             next_batch: 0,
@@ -192,7 +193,12 @@ impl Scheduler {
 
     /// The soonest deadline of any live entry.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.deadlines.first().map(|(deadline, _)| deadline)
+        self.soonest().map(|(deadline, _)| deadline)
+    }
+
+    /// The soonest deadline of those that owe a verdict, and whose.
+    fn soonest(&self) -> Option<Key> {
+        self.queue.soonest().into_iter().chain(self.owed_dues.first()).min()
     }
 
     /// Admits `entry`, whose ticket must be new, or says at once why not.
@@ -204,9 +210,6 @@ impl Scheduler {
             return Err(rejection);
         }
         self.stats.admitted(entry.seq_len);
-        if let Some(deadline) = entry.deadline {
-            self.deadlines.push((deadline, entry.ticket));
-        }
         if entry.seq_len > 0 {
             self.buckets.observe(entry.seq_len);
         }
@@ -262,7 +265,7 @@ impl Scheduler {
 
     fn expire_due(&mut self, now: Time) -> Vec<(Ticket, Verdict)> {
         let mut expired = Vec::new();
-        while let Some((deadline, ticket)) = self.deadlines.first()
+        while let Some((deadline, ticket)) = self.soonest()
             && deadline <= now
         {
             let verdict = match self.settle(ticket) {
@@ -281,19 +284,16 @@ impl Scheduler {
     /// `None` when it had ended before.
     fn settle(&mut self, ticket: Ticket) -> Option<Place> {
         // The smaller table first: most end after they ran.
-        let (place, due) = match self.owed.remove(&ticket) {
-            Some(due) => (Place::Taken, due),
-            None => {
-                let entry = self.queue.remove(ticket)?;
-                self.breaker.iter_mut().for_each(|breaker| breaker.ended(ticket));
-                (Place::Queued, entry.due())
-            }
+        let Some(due) = self.owed.remove(&ticket) else {
+            self.queue.remove(ticket)?;
+            self.breaker.iter_mut().for_each(|breaker| breaker.ended(ticket));
+            return Some(Place::Queued);
         };
         if due != Time::MAX {
-            let (queue, owed) = (&self.queue, &self.owed);
-            self.deadlines.removed(|ticket| owed.contains_key(&ticket) || queue.holds(ticket));
+            let owed = &self.owed;
+            self.owed_dues.removed(|ticket| owed.contains_key(&ticket));
         }
-        Some(place)
+        Some(Place::Taken)
     }
 
     /// Whether it remembers nothing of any entry: what ended must leave no trace.
@@ -301,7 +301,7 @@ impl Scheduler {
     pub(crate) fn remembers_nothing(&self) -> bool {
         self.queue.holds_nothing()
             && self.owed.is_empty()
-            && self.deadlines.is_empty()
+            && self.owed_dues.is_empty()
             && self.running.is_empty()
             && self.retries.is_empty()
     }

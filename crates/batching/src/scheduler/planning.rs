@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::filling::{Load, Pace};
 use super::isolation::Retry;
 use super::{Running, Scheduler, Verdict};
 use crate::bucket::{PaddingStrategy, padded};
-use crate::cost_model::CostModel;
 use crate::entry::{BatchId, Entry, GroupKey, InstanceId, Priority, Ticket};
 use crate::policy::{Outlook, Ripe, ripeness};
 use crate::stats::Started;
@@ -100,7 +100,7 @@ impl Scheduler {
 
     /// The elements of a batch, and the length that it is padded to.
     fn shape_of(&self, key: GroupKey, entries: &[Entry]) -> (u64, u32) {
-        let load = entries.iter().fold(Load::default(), |load, entry| load.with(entry));
+        let load = Load::of(entries);
         let pad = |longest| padded(self.config.buckets.strategy, key.bound, longest);
         (load.elements(pad), pad(load.longest))
     }
@@ -143,8 +143,7 @@ impl Scheduler {
             if let Some(&(longest, _)) = tickets.iter().max() {
                 let needed = self.memory.bytes(tickets.len() as u64 * u64::from(longest));
                 // The split knows no device; where that is short, the head goes alone.
-                let part =
-                    if needed <= free { self.in_time_together(now, key, &tickets) } else { &tickets[..1] };
+                let part = if needed <= free { self.at_pace(now, key, &tickets) } else { &tickets[..1] };
                 return match self.memory.bytes(u64::from(tickets[0].0)) <= free {
                     true => self.queue.take_these(now, part.iter().map(|&(_, ticket)| ticket)),
                     false => Vec::new(),
@@ -152,7 +151,7 @@ impl Scheduler {
             }
         }
         let (memory, strategy) = (&self.memory, self.config.buckets.strategy);
-        let costs = self.costs.known();
+        let mut pace = Pace::new(&self.costs, now, key);
         let mut load = Load::default();
         self.queue.take(key, now, |entry| {
             let with = load.with(entry);
@@ -162,10 +161,8 @@ impl Scheduler {
                 1 => memory.bytes(elements) <= free,
                 _ => elements <= memory.max_elements() && memory.fits(elements, free),
             };
-            let fits = with.items <= limit
-                && elements <= most
-                && memory
-                && (with.items == 1 || in_time(costs, now, key, &with, elements));
+            let fits =
+                with.items <= limit && elements <= most && memory && pace.allows(entry, &with, elements);
             if fits {
                 load = with;
             }
@@ -173,21 +170,17 @@ impl Scheduler {
         })
     }
 
-    /// The first of a batch that are padded to the same length, as many as are all answered in time.
-    fn in_time_together<'a>(
-        &self,
-        now: Time,
-        key: GroupKey,
-        batch: &'a [(u32, Ticket)],
-    ) -> &'a [(u32, Ticket)] {
+    /// The first of a batch that are padded to the same length, as many as it is short enough for.
+    fn at_pace<'a>(&self, now: Time, key: GroupKey, batch: &'a [(u32, Ticket)]) -> &'a [(u32, Ticket)] {
         let longest = batch.iter().map(|&(length, _)| length).max().unwrap_or(0);
+        let mut pace = Pace::new(&self.costs, now, key);
         let mut load = Load::default();
-        let late = batch.iter().filter_map(|&(_, ticket)| self.queue.get(ticket)).position(|entry| {
+        let mut entries = batch.iter().filter_map(|&(_, ticket)| self.queue.get(ticket));
+        let refused = entries.position(|entry| {
             load = load.with(entry);
-            let elements = load.items as u64 * u64::from(longest);
-            load.items > 1 && !in_time(self.costs.known(), now, key, &load, elements)
+            !pace.allows(entry, &load, load.items as u64 * u64::from(longest))
         });
-        &batch[..late.unwrap_or(batch.len())]
+        &batch[..refused.unwrap_or(batch.len())]
     }
 
     /// Of the cheapest split of what waits into batches, the batch with the entry that leaves first.
@@ -248,7 +241,12 @@ impl Scheduler {
     ) -> Batch {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
-        self.owed.extend(entries.iter().map(|entry| (entry.ticket, entry.due())));
+        for entry in &entries {
+            // What runs again is owed already.
+            if self.owed.insert(entry.ticket, entry.due()).is_none() && entry.deadline.is_some() {
+                self.owed_dues.push((entry.due(), entry.ticket));
+            }
+        }
         let (elements, padded_len) = self.shape_of(key, &entries);
         self.stats.started(
             now,
@@ -277,43 +275,5 @@ impl Scheduler {
     pub(super) fn alone(&self, entry: &Entry) -> u64 {
         let (bound, strategy) = (self.group_of(entry).bound, self.config.buckets.strategy);
         Load::default().with(entry).elements(|longest| padded(strategy, bound, longest))
-    }
-}
-
-/// Whether everybody in a batch that starts now is answered in time, as far as can be told.
-fn in_time(costs: Option<&CostModel>, now: Time, key: GroupKey, load: &Load, elements: u64) -> bool {
-    let items = u32::try_from(load.items).unwrap_or(u32::MAX);
-    let run = costs.and_then(|costs| costs.at_most(key, items, elements));
-    run.is_none_or(|run| now + run <= load.due)
-}
-
-/// What a batch has to hold, and when its first is due.
-#[derive(Debug, Clone, Copy)]
-struct Load {
-    items: usize,
-    cost: u64,
-    longest: u32,
-    due: Time,
-}
-
-impl Default for Load {
-    fn default() -> Self {
-        Self { items: 0, cost: 0, longest: 0, due: Time::MAX }
-    }
-}
-
-impl Load {
-    fn with(self, entry: &Entry) -> Self {
-        Self {
-            items: self.items + 1,
-            cost: self.cost + u64::from(entry.cost),
-            longest: self.longest.max(entry.seq_len),
-            due: self.due.min(entry.due()),
-        }
-    }
-
-    /// Padded tokens; summed cost where nothing is padded.
-    fn elements(self, pad: impl Fn(u32) -> u32) -> u64 {
-        if self.longest == 0 { self.cost } else { self.items as u64 * u64::from(pad(self.longest)) }
     }
 }

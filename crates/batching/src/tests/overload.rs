@@ -98,6 +98,19 @@ fn nobody_more_urgent_is_given_up_for_others() {
 }
 
 #[test]
+fn others_ride_along_with_a_critical_one_only_while_they_at_most_double_its_batch() {
+    let all = |priority| {
+        let first = Entry { priority, ..due(0, 1_000) };
+        plan(std::iter::once(first).chain((1..20).map(|ticket| due(ticket, 1_000)))).1
+    };
+    // Alone it takes 11 ms, and 12 take 22.
+    assert_eq!(all(Priority::Critical), (0..12).collect::<Vec<_>>());
+    assert_eq!(all(Priority::High), (0..20).collect::<Vec<_>>());
+    let critical = (0..20).map(|ticket| Entry { priority: Priority::Critical, ..due(ticket, 1_000) });
+    assert_eq!(plan(critical).1.len(), 20, "those that are critical all go");
+}
+
+#[test]
 fn another_instance_that_is_free_is_counted_on() {
     let dues = times(&[11, 15, 15, 15]);
     assert_eq!(to_give_up(&dues, &times(&[0]), 32, run), 1);

@@ -186,11 +186,9 @@ impl Reference {
         if full || eager || self.draining {
             return Time::ZERO;
         }
-        let ends = entries.iter().map(|entry| {
-            let half = |deadline: Time| entry.arrived + deadline.since(entry.arrived) / 2;
-            (entry.arrived + limits.max_wait).min(entry.deadline.map_or(Time::MAX, half))
-        });
-        ends.min().unwrap_or(Time::MAX)
+        let Some(first) = entries.iter().map(|entry| entry.arrived).min() else { return Time::MAX };
+        let due = entries.iter().filter_map(|entry| entry.deadline).min();
+        (first + limits.max_wait).min(due.map_or(Time::MAX, |due| first + due.since(first) / 2))
     }
 
     fn fits(&self, batch: &[Entry], limits: &Limits) -> bool {
@@ -202,10 +200,28 @@ impl Reference {
             && self.bytes(batch) <= limits.free
     }
 
+    /// Whether the less urgent of a batch lengthen it by no more than its critical ones take.
+    fn is_short_for_critical(&self, batch: &[Entry], outlook: &Outlook<'_>) -> bool {
+        let group = self.group(&batch[0]);
+        // What the longest waiting was owed came before the critical ones, and counts with them.
+        let last = batch.iter().rposition(|entry| entry.priority == Priority::Critical);
+        let Some((costs, last)) = outlook.costs.zip(last) else { return true };
+        if last + 1 == batch.len() {
+            return true;
+        }
+        let key = GroupKey { shape: group.0, bound: group.1 };
+        let time = |batch: &[Entry]| costs.predict(key, batch.len() as u32, self.elements(batch));
+        time(batch) <= time(&batch[..=last]).map(|critical| 2 * critical)
+    }
+
     /// Whether all of a batch that starts now are answered before they are due.
     fn in_time(&self, now: Time, batch: &[Entry], outlook: &Outlook<'_>) -> bool {
         let run = outlook.run(self.group(&batch[0]), batch.len(), self.elements(batch));
         run.is_none_or(|run| batch.iter().all(|entry| now + run <= entry.due()))
+    }
+
+    fn is_paced(&self, now: Time, batch: &[Entry], outlook: &Outlook<'_>) -> bool {
+        self.in_time(now, batch, outlook) && self.is_short_for_critical(batch, outlook)
     }
 
     /// Those of a group whom a free instance gives up.
@@ -275,7 +291,7 @@ impl Reference {
         let mut batch = Vec::new();
         while let Some((next, owed)) = self.next(group, now) {
             batch.push(next.clone());
-            if !self.fits(&batch, limits) || batch.len() > 1 && !self.in_time(now, &batch, outlook) {
+            if !self.fits(&batch, limits) || batch.len() > 1 && !self.is_paced(now, &batch, outlook) {
                 batch.pop();
                 break;
             }

@@ -101,8 +101,8 @@ fn a_window_leaves_half_of_the_time_until_a_deadline_to_the_model() {
     for config in [window(), fixed()] {
         let due = |tick| Entry { deadline: Some(at(tick)), ..entry(1, 10) };
         let mut scheduler = with(config.clone(), [entry(0, 0), due(30)]);
-        assert_eq!(next(&mut scheduler, 10), Next::WaitUntil(at(20)));
-        assert_eq!(run(&mut scheduler, 20).1, [1, 0]);
+        assert_eq!(next(&mut scheduler, 10), Next::WaitUntil(at(15)), "from the first arrival");
+        assert_eq!(run(&mut scheduler, 15).1, [1, 0]);
         let mut scheduler = with(config, [entry(0, 0), due(10 + 2 * WAIT)]);
         assert_eq!(next(&mut scheduler, 10), Next::WaitUntil(at(WAIT)));
     }
