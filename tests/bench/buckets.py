@@ -75,7 +75,7 @@ def run(options: Options) -> Report:
             raise BenchError(f"{way.name}: a request failed")
         way.rates.append(sum(due + took <= end for _, took, due in answers) / options.seconds)
         way.p99.append(quantile(sorted(took for _, took, _ in answers), 0.99))
-        way.padding.append(stats["batching"]["padding"]["ratio"])
+        way.padding.append(stats["batching"]["padding"]["overhead"])
     return _report(ways, options)
 
 

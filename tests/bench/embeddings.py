@@ -114,7 +114,7 @@ def _report(ways: list[Way], ceilings: list[Way], token_counts: list[int], optio
         ]
         if way in ways[1:]:
             report.targets.append(
-                Target(f"texts/s, {way.name}, of the peer", rate.median / peer_rate, ">=", 1.0, "x")
+                Target(f"texts/s, {way.name}, of the peer", rate.median / peer_rate, ">=", 1.3, "x")
             )
             report.targets.append(Target(f"failed requests, {way.name}", errors, "<=", 0, digits=0))
     counts = sorted(token_counts)

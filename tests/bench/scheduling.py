@@ -42,7 +42,7 @@ def run(options: Options) -> Report:
             critical.append(_critical(subject, rate, options.seconds, repeat))
             for name, found in neighbours.items():
                 found.append(_neighbour(subject, name, rate, options.seconds, repeat))
-        batch = _batch_seconds(next(Path(log).glob("resnet18@*.jsonl")))
+        batch = _full_batch_seconds(next(Path(log).glob("resnet18@*.jsonl")))
     return _report(capacity, batch, critical, neighbours, options)
 
 
@@ -82,22 +82,20 @@ def _neighbour(subject: Subject, how: str, rate: float, seconds: int, seed: int)
     return _p99(_send(subject, kinds, due)["neighbour"])
 
 
-def _batch_seconds(log: Path) -> float:
-    """Median duration of a batch without critical requests, by the server's own log."""
-    critical: set[int] = set()
-    usual: set[int] = set()
-    times: list[float] = []
+def _full_batch_seconds(log: Path) -> float:
+    """Median duration of the largest batches, by the server's own log: overload makes all so large."""
+    sizes: dict[int, int] = {}
+    times: dict[int, float] = {}
     for line in log.read_text().splitlines():
         event = json.loads(line)
-        if event["event"] == "submit" and event["entry"]["priority"] == "critical":
-            critical.add(event["entry"]["ticket"])
-        elif event["event"] == "plan" and event["batch"]:
+        if event["event"] == "plan" and event["batch"]:
             batch, tickets = event["batch"]
-            usual |= set() if critical.intersection(tickets) else {batch}
-        elif event["event"] == "complete" and event["batch"] in usual:
+            sizes[batch] = len(tickets)
+        elif event["event"] == "complete":
             busy = event["report"]["busy"]
-            times.append(busy["secs"] + busy["nanos"] / 1e9)
-    return statistics.median(times)
+            times[event["batch"]] = busy["secs"] + busy["nanos"] / 1e9
+    largest = max(sizes.values())
+    return statistics.median(seconds for batch, seconds in times.items() if sizes[batch] == largest)
 
 
 def _report(
@@ -118,13 +116,13 @@ def _report(
     for name, seconds in [
         ("normal requests, 95 %", middle["normal"]),
         ("critical requests, 5 %", middle["critical"]),
-        ("a batch without critical requests, median duration", batch),
+        ("a full batch, median duration", batch),
         ("a client beside one that floods at ten times its rate", flooded),
         ("a client beside ten of its rate", shared),
     ]:
         report.rows.append([name, f"{seconds * 1000:,.1f}"])
     report.targets = [
-        Target("p99 of critical, in batch durations", middle["critical"] / batch, "<=", 2.0, "x"),
+        Target("p99 of critical, in durations of a full batch", middle["critical"] / batch, "<=", 2.0, "x"),
         Target("p99 beside a flood, of that without", flooded / shared, "<=", 1.5, "x"),
     ]
     report.measurements = [{"critical": critical, "neighbours": neighbours}]

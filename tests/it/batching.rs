@@ -142,12 +142,13 @@ fn an_adaptive_limit_follows_the_objective_and_shows() {
         "models.delay.delay = { batch_time = '0ms', item_time = '1ms' }\n\
          models.delay.batching = { mode = 'adaptive', latency_slo = '8ms' }\n",
     );
-    assert_eq!(running.count("delay", "batch_limit"), 32);
+    let limit = || running.stats("delay")["batching"]["limits"]["batch_size"].as_u64().unwrap();
+    assert_eq!(limit(), 32);
     let mut connection = running.connect();
     for _ in 0..25 {
         // Some may be refused: what is over the objective is.
         connection.post(DELAY, &json!({ "instances": vec![[1.0]; 32] }));
     }
-    let limit = running.count("delay", "batch_limit");
+    let limit = limit();
     assert!((1..32).contains(&limit), "{limit}: batches of 32 take four times the objective");
 }

@@ -256,7 +256,7 @@ fn stall_timeout() {
         let mut stalled = false;
         running.eventually("the first batch is over", |running| {
             let stats = running.stats("delay");
-            stalled |= stats["stalled_instances"] == json!([0]);
+            stalled |= stats["batching"]["stalled_instances"] == json!([0]);
             stats["executed_batches"] != 0
         });
         stalled

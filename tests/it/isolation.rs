@@ -32,12 +32,12 @@ fn one_poison_in_a_batch_fails_alone() {
     assert!((2..=11).contains(&runs), "{runs} runs, at most 2 log2(32) extra ones");
     assert_eq!(running.outcomes("double", "ok"), 31.0);
     assert_eq!(running.outcomes("double", "model_failed"), 1.0);
-    assert_eq!(running.stats("double")["breaker"]["state"], "closed");
+    assert_eq!(running.stats("double")["batching"]["breaker"]["state"], "closed");
 }
 
 fn breaker(running: &Running) -> (Value, f64) {
     let gauge = running.metric("trustformers_breaker_state{model=\"double\",version=\"1\"}");
-    (running.stats("double")["breaker"]["state"].clone(), gauge)
+    (running.stats("double")["batching"]["breaker"]["state"].clone(), gauge)
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn what_no_device_could_ever_hold_is_422_with_both_numbers() {
     assert_eq!(running.rejections("big", "never_fits_memory"), 1.0);
     let limit = running.metric("trustformers_memory_bytes{kind=\"limit\",model=\"big\",version=\"1\"}");
     assert_eq!(limit, 500.0);
-    assert_eq!(running.stats("big")["memory_limit_bytes"], 500);
+    assert_eq!(running.stats("big")["batching"]["memory"]["limit_bytes"], 500);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_stalled_instance_shows_and_the_others_go_on() {
         running.stats("delay")["mean_queue_seconds"].as_f64().unwrap() < 0.2,
         "neither waited for the other"
     );
-    assert_eq!(running.stats("delay")["stalled_instances"], json!([]));
+    assert_eq!(running.stats("delay")["batching"]["stalled_instances"], json!([]));
     assert_eq!(running.metric(gauge), 0.0);
 }
 

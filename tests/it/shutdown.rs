@@ -117,7 +117,9 @@ fn in_flight(addr: std::net::SocketAddr) -> Connection {
     connection.start_post(DELAY, &json!({ "instances": [[1.0], [2.0]] }));
     let mut look = Connection::open(addr);
     let deadline = Instant::now() + Duration::from_secs(30);
-    while look.request("GET", "/admin/stats", &[], b"").ok()["models"][0]["queued"] != 1 {
+    while look.request("GET", "/admin/stats", &[], b"").ok()["models"][0]["batching"]["queue"]["requests"]
+        != 1
+    {
         assert!(Instant::now() < deadline, "it did not run");
     }
     connection

@@ -44,7 +44,9 @@ fn a_process_whose_model_does_not_return_ends_in_time_and_names_it() {
     running.start_post(DELAY, &json!({ "instances": [[1.0], [2.0]] }));
     let mut look = process.connect();
     let deadline = Instant::now() + SOON;
-    while look.request("GET", "/admin/stats", &[], b"").ok()["models"][0]["queued"] != 1 {
+    while look.request("GET", "/admin/stats", &[], b"").ok()["models"][0]["batching"]["queue"]["requests"]
+        != 1
+    {
         assert!(Instant::now() < deadline, "it does not run");
     }
     process.signal("TERM");

@@ -1,51 +1,23 @@
 //! A scheduler and its payloads behind one short mutex: what callers submit to and instances pull from.
 
+mod answer;
+
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+pub use self::answer::{Failure, Reply};
+use self::answer::{Payload, answer_batch, answer_unrun, judge, take_payloads};
 use crate::driver::{BatchError, ModelError, look_out};
 use crate::entry::{BatchId, ClientId, Entry, InstanceId, Priority, ShapeKey, Ticket};
 use crate::memory::{DeviceBudget, Reservation};
 use crate::queue::Total;
 use crate::replay::Event;
-use crate::scheduler::{
-    Batch, BatchReport, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig, Verdict,
-};
+use crate::scheduler::{Batch, BatchReport, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig};
 use crate::time::{Clock, Time};
-
-/// Why an admitted request has no result.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Its deadline passed while it waited; it never ran.
-    #[error("the deadline passed while the request was queued")]
-    ExpiredInQueue,
-    /// Its deadline could not be met any more, or only at the cost of more of the others'; it never ran.
-    #[error("the deadline of the queued request could not be met any more")]
-    GivenUp,
-    /// Its deadline passed while its batch ran.
-    #[error("the deadline passed while the model ran")]
-    ExpiredRunning,
-    /// It needs more memory than a batch may; it never ran.
-    #[error("the request needs more memory than a batch may")]
-    NeverFits,
-    /// The model failed on it, or on its whole batch.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The batcher was aborted while it waited; it never ran.
-    #[error("the server stopped before the request ran")]
-    ClosedInQueue,
-    /// The batcher was aborted while its batch ran: the model may have done all of its work, or some.
-    #[error("the server stopped while the model ran")]
-    ClosedRunning,
-}
-
-/// Called once with a request's end, on whichever thread learnt of it; must not block.
-pub type Reply<O> = Box<dyn FnOnce(Result<O, Failure>) + Send>;
 
 /// A request with its payload.
 pub struct Submission<I, O> {
@@ -118,18 +90,6 @@ pub trait Observer: Send + Sync + 'static {
     /// One event of the scheduler, in order, when [`Batcher::new`] was asked to log: called under the
     /// lock, so it may only hand the event on.
     fn event(&self, event: Event);
-}
-
-struct Payload<I, O> {
-    input: Arc<I>,
-    reply: Reply<O>,
-}
-
-impl<I, O> Payload<I, O> {
-    fn answer(self, result: Result<O, Failure>) {
-        // A reply that panics must not end the thread that runs it, which owes others their answers.
-        drop(catch_unwind(AssertUnwindSafe(|| (self.reply)(result))));
-    }
 }
 
 struct State<I, O> {
@@ -312,7 +272,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         loop {
             let now = self.clock.now();
             let (planned, memory) = self.plan(&mut state, now, instance);
-            let expired = take_payloads(&mut state, &planned.resolved);
+            let expired = take_payloads(&mut state.payloads, &planned.resolved);
             if let Next::Run(batch) = planned.next {
                 self.wake_instance(&state);
                 let job = job(&state, batch, memory, now);
@@ -392,7 +352,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let mut state = self.state.lock();
         let now = self.clock.now();
         let verdicts = state.scheduler.complete(now, job.id, report);
-        let payloads = take_payloads(&mut state, &verdicts);
+        let payloads = take_payloads(&mut state.payloads, &verdicts);
         if self.log_events {
             self.observer.event(Event::Complete { now, batch: job.id, report, verdicts });
         }
@@ -411,7 +371,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             busy,
             outcome,
         });
-        answer_batch(&job, payloads, results);
+        answer_batch(&job.tickets, payloads, results);
     }
 
     /// Answers what expired, then blocks until something may have; false once closed and drained.
@@ -423,7 +383,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         if self.log_events && !verdicts.is_empty() {
             self.observer.event(Event::Expire { now, verdicts: verdicts.clone() });
         }
-        let expired = take_payloads(&mut state, &verdicts);
+        let expired = take_payloads(&mut state.payloads, &verdicts);
         if !expired.is_empty() {
             drop(state);
             answer_unrun(expired);
@@ -530,22 +490,6 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 }
 
-/// How a batch of `size` ended, and what its callers get.
-fn judge<O>(
-    results: Result<Vec<Result<O, ModelError>>, BatchError>,
-    size: usize,
-) -> (Outcome, Result<Vec<Result<O, ModelError>>, ModelError>) {
-    match results {
-        Ok(results) if results.len() == size => (Outcome::Completed, Ok(results)),
-        Ok(results) => {
-            let error = format!("the model returned {} results for a batch of {size}", results.len());
-            (Outcome::WrongLength, Err(ModelError(error)))
-        }
-        Err(BatchError::Failed(error)) => (Outcome::Failed, Err(error)),
-        Err(BatchError::OutOfMemory(error)) => (Outcome::OutOfMemory, Err(error)),
-    }
-}
-
 fn job<I, O>(state: &State<I, O>, batch: Batch, memory: Option<Reservation>, now: Time) -> Job<I> {
     let mut job = Job {
         id: batch.id,
@@ -567,49 +511,4 @@ fn job<I, O>(state: &State<I, O>, batch: Batch, memory: Option<Reservation>, now
         job.cost += u64::from(entry.cost);
     }
     job
-}
-
-/// Requests that ended, each with its verdict.
-type Ended<I, O> = Vec<(Ticket, Verdict, Payload<I, O>)>;
-
-fn take_payloads<I, O>(state: &mut State<I, O>, verdicts: &[(Ticket, Verdict)]) -> Ended<I, O> {
-    verdicts
-        .iter()
-        .filter_map(|&(ticket, verdict)| Some((ticket, verdict, state.payloads.remove(&ticket)?)))
-        .collect()
-}
-
-fn answer_unrun<I, O>(expired: Ended<I, O>) {
-    for (_, verdict, payload) in expired {
-        let failure = match verdict {
-            Verdict::ExpiredRunning => Failure::ExpiredRunning,
-            Verdict::GivenUp => Failure::GivenUp,
-            Verdict::NeverFits => Failure::NeverFits,
-            _ => Failure::ExpiredInQueue,
-        };
-        payload.answer(Err(failure));
-    }
-}
-
-fn answer_batch<I, O>(
-    job: &Job<I>,
-    payloads: Ended<I, O>,
-    results: Result<Vec<Result<O, ModelError>>, ModelError>,
-) {
-    match results {
-        Err(error) => {
-            for (_, _, payload) in payloads {
-                payload.answer(Err(Failure::Model(error.clone())));
-            }
-        }
-        Ok(results) => {
-            // Verdicts keep the batch's order; entries settled meanwhile are missing from them.
-            let mut payloads = payloads.into_iter().peekable();
-            for (ticket, result) in job.tickets.iter().zip(results) {
-                if let Some((_, _, payload)) = payloads.next_if(|(verdict_of, _, _)| verdict_of == ticket) {
-                    payload.answer(result.map_err(Failure::Model));
-                }
-            }
-        }
-    }
 }

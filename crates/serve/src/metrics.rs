@@ -318,7 +318,11 @@ impl VersionMetrics {
             mean_queue_seconds: mean(&self.queue_duration),
             mean_compute_seconds: mean(&self.compute_duration),
             mean_request_seconds: mean(&self.request_duration),
-            instance_busy_ratio: self.busy.iter().map(|(_, gauge)| gauge.get()).collect(),
+            instance_busy_ratio: self
+                .busy
+                .iter()
+                .map(|(window, _)| window.lock().ratio(Instant::now()))
+                .collect(),
         }
     }
 }

@@ -24,25 +24,14 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResp
 
 /// `GET /admin/stats`: what each model version did since the server started, and what it does now.
 pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
-    refresh(&app);
     let models: Vec<_> = app
         .registry
         .versions()
         .map(|version| {
-            let now = version.ready().map_or_else(Now::default, |running| running.now());
             let mut entry = json!(version.metrics().stats());
             entry["name"] = json!(version.model());
             entry["version"] = json!(version.name());
             entry["state"] = json!(version.state().name());
-            entry["queued"] = json!(now.queued.entries);
-            entry["queued_tokens"] = json!(now.queued.cost);
-            entry["queued_bytes"] = json!(now.queued.bytes);
-            entry["batch_limit"] = json!(now.batch_limit);
-            entry["max_wait_seconds"] = json!(now.max_wait.as_secs_f64());
-            entry["predicted_drain_seconds"] = json!(now.predicted_drain.map(|wait| wait.as_secs_f64()));
-            entry["breaker"] = breaker(&now);
-            entry["stalled_instances"] = json!(now.stalled);
-            entry["memory_limit_bytes"] = json!(now.memory_limit);
             add_insight(&mut entry, version.ready().as_deref());
             entry
         })

@@ -40,12 +40,6 @@ pub struct Running {
 pub struct Now {
     /// All that waits.
     pub queued: Total,
-    /// Most requests in a batch at present.
-    pub batch_limit: u32,
-    /// The longest wait for company at present.
-    pub max_wait: Duration,
-    /// How long what waits will take; `None` before the first batch.
-    pub predicted_drain: Option<Duration>,
     /// Whether the model is left alone because it failed; `None` without a breaker.
     pub breaker: Option<BreakerState>,
     /// When an open breaker lets a request in to try.
@@ -130,9 +124,6 @@ impl Running {
     pub fn now(&self) -> Now {
         self.batcher.inspect(|scheduler, now| Now {
             queued: scheduler.queued(),
-            batch_limit: scheduler.limit(),
-            max_wait: scheduler.max_wait(),
-            predicted_drain: scheduler.predicted_drain(now),
             breaker: scheduler.breaker(now),
             breaker_pause: match scheduler.breaker(now) {
                 Some(BreakerState::Open { until }) => Some(until.since(now)),

@@ -1,7 +1,8 @@
-// Counts the bytes that batches allocate on the CPU. Called from gauge.rs only.
+// Counts the bytes that batches allocate. Called from gauge.rs only.
 
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <malloc.h>
 
 #include <algorithm>
@@ -91,9 +92,44 @@ struct CountingAllocator final : c10::Allocator {
   }
 };
 
+// The allocator of the GPUs: null, or an exception, where there are none or CUDA was not used yet.
+c10::DeviceAllocator* device_allocator() {
+  auto* allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(c10::DeviceType::CUDA));
+  return allocator != nullptr && allocator->initialized() ? allocator : nullptr;
+}
+
+int64_t device_bytes(int device, bool peak) {
+  auto* allocator = device_allocator();
+  if (allocator == nullptr) return -1;
+  const auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+  const auto& all = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+  return peak ? all.peak : all.current;
+}
+
 }  // namespace
 
 extern "C" {
+
+// What is allocated on a GPU now, from where its peak is counted anew; -1 where it does not tell.
+int64_t tfs_device_memory_enter(int device) noexcept {
+  try {
+    if (auto* allocator = device_allocator()) {
+      allocator->resetPeakStats(static_cast<c10::DeviceIndex>(device));
+    }
+    return device_bytes(device, false);
+  } catch (...) {
+    return -1;
+  }
+}
+
+// The most that was allocated on it at once since `enter`; -1 where it does not tell.
+int64_t tfs_device_memory_peak(int device) noexcept {
+  try {
+    return device_bytes(device, true);
+  } catch (...) {
+    return -1;
+  }
+}
 
 // Not thread-safe against itself. Without a raw deleter blocks could not be told when they are freed.
 void tfs_memory_install() {

@@ -11,6 +11,8 @@ unsafe extern "C" {
     fn tfs_memory_enter();
     fn tfs_memory_leave() -> i64;
     fn tfs_memory_fail_above(bytes: i64);
+    fn tfs_device_memory_enter(device: i32) -> i64;
+    fn tfs_device_memory_peak(device: i32) -> i64;
 }
 
 /// Makes LibTorch's CPU allocator count for [`Meter`]s, once for the process. Called when a model loads.
@@ -21,28 +23,52 @@ pub fn count_allocations() {
     ONCE.call_once(|| unsafe { tfs_memory_install() });
 }
 
-/// Counts what its thread has LibTorch allocate while it lives: a batch's memory, in bytes. Not the
-/// memory that MKL and oneDNN keep for themselves, nor that of `torch.jit.fork`'s threads.
+/// Counts what a batch has LibTorch allocate while it lives, in bytes. Not the memory that MKL and oneDNN
+/// keep for themselves, nor that of `torch.jit.fork`'s threads.
 ///
-/// Only on the CPU; on a GPU nothing is counted.
+/// On the CPU what its own thread allocates; on a GPU, by the allocator's own statistics, what all batches on
+/// that device allocate meanwhile.
 #[derive(Debug)]
 pub struct Meter {
-    counts: bool,
+    what: Metered,
     /// The count belongs to the thread.
     _not_send: PhantomData<*mut ()>,
+}
+
+#[derive(Debug)]
+enum Metered {
+    Nothing,
+    /// What this thread allocates.
+    Thread,
+    /// What is allocated on a GPU, above what there was.
+    Device {
+        index: i32,
+        before: i64,
+    },
 }
 
 impl Meter {
     /// Starts to count what a batch on `device` allocates. A thread has one at a time.
     #[must_use]
     pub fn start(device: Device) -> Self {
-        // SAFETY: reads a pointer that is written before any model runs.
-        let counts = device == Device::Cpu && unsafe { tfs_memory_is_counted() };
-        if counts {
-            // SAFETY: registers this thread under a lock; `drop` on this same thread (not Send) ends it.
-            unsafe { tfs_memory_enter() }
-        }
-        Self { counts, _not_send: PhantomData }
+        let what = match device {
+            // SAFETY: reads a pointer that is written before any model runs.
+            Device::Cpu if unsafe { tfs_memory_is_counted() } => {
+                // SAFETY: registers this thread under a lock; `drop` on this same thread (not Send) ends it.
+                unsafe { tfs_memory_enter() }
+                Metered::Thread
+            }
+            Device::Cuda(index) => {
+                let index = i32::try_from(index).unwrap_or(i32::MAX);
+                // SAFETY: asks the device's allocator, which locks itself.
+                match unsafe { tfs_device_memory_enter(index) } {
+                    before @ 0.. => Metered::Device { index, before },
+                    _ => Metered::Nothing,
+                }
+            }
+            _ => Metered::Nothing,
+        };
+        Self { what, _not_send: PhantomData }
     }
 
     /// The most bytes at once since the start, above what there was then; `None` where nothing counts.
@@ -51,8 +77,14 @@ impl Meter {
     }
 
     fn end(&mut self) -> Option<u64> {
-        // SAFETY: `counts` says that this thread entered and has not left.
-        std::mem::take(&mut self.counts).then(|| u64::try_from(unsafe { tfs_memory_leave() }).unwrap_or(0))
+        let bytes = match std::mem::replace(&mut self.what, Metered::Nothing) {
+            Metered::Nothing => return None,
+            // SAFETY: this thread entered and has not left.
+            Metered::Thread => unsafe { tfs_memory_leave() },
+            // SAFETY: asks the device's allocator, which locks itself.
+            Metered::Device { index, before } => (unsafe { tfs_device_memory_peak(index) }) - before,
+        };
+        Some(u64::try_from(bytes).unwrap_or(0))
     }
 }
 
@@ -162,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_not_counted_by_the_allocator_of_the_host() {
+    fn a_gpu_that_is_not_there_has_no_figures() {
         assert_eq!(Meter::start(Device::Cuda(0)).stop(), None);
     }
 

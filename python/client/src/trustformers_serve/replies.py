@@ -310,15 +310,6 @@ class ModelStats(LoadedStats):
     name: str
     version: str
     state: ModelState
-    queued: int
-    queued_tokens: int
-    queued_bytes: int
-    batch_limit: int
-    max_wait_seconds: float
-    predicted_drain_seconds: float | None
-    breaker: Breaker
-    stalled_instances: list[int]
-    memory_limit_bytes: int | None
     ok: int
     executed_items: int
     executed_batches: int
