@@ -23,13 +23,13 @@
 //! SOSP 2023), chunks of prompts beside decodes Sarathi's (Agrawal et al., OSDI 2024).
 
 pub mod block_pool;
-mod outlook;
+pub(crate) mod outlook;
 pub mod prefix_cache;
 pub mod scheduler;
 pub mod sequence;
 pub mod stats;
 pub mod step;
-mod step_time;
+pub(crate) mod step_time;
 
 pub use block_pool::{BlockCounts, BlockId, BlockPool};
 pub use prefix_cache::PrefixCache;

@@ -15,16 +15,16 @@ const PREEMPTED_FACTOR: f64 = 1.05;
 
 /// What one sequence will need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Need {
+pub(crate) struct Need {
     /// Tokens that are to lie in blocks of its own, as far as they are known.
-    pub(super) own_tokens: u64,
+    pub(crate) own_tokens: u64,
     /// Tokens that it is expected to add, one a step.
-    pub(super) growth: u64,
+    pub(crate) growth: u64,
 }
 
 /// The share of their allowance that sequences use.
 #[derive(Debug, Clone)]
-pub(super) struct Outlook {
+pub(crate) struct Outlook {
     share: f64,
     ends: f64,
 }
@@ -37,31 +37,31 @@ impl Default for Outlook {
 
 impl Outlook {
     /// A sequence ended by itself after `generated` of at most `allowed` tokens.
-    pub(super) fn ended(&mut self, generated: u32, allowed: u32) {
+    pub(crate) fn ended(&mut self, generated: u32, allowed: u32) {
         self.ends = (self.ends + 1.0).min(MEMORY);
         let used = f64::from(generated) / f64::from(allowed.max(1));
         self.share += (used - self.share) / self.ends;
     }
 
     /// A sequence was preempted for want of blocks.
-    pub(super) fn preempted(&mut self) {
+    pub(crate) fn preempted(&mut self) {
         self.share = (self.share * PREEMPTED_FACTOR).min(1.0);
     }
 
     /// Tokens that a sequence is expected to generate when it may still generate `allowed`.
-    pub(super) fn expected(&self, allowed: u32) -> u64 {
+    pub(crate) fn expected(&self, allowed: u32) -> u64 {
         (f64::from(allowed) * self.share).ceil() as u64
     }
 
     /// The part of `max_tokens` that sequences use, 0 to 1.
-    pub(super) fn share(&self) -> f64 {
+    pub(crate) fn share(&self) -> f64 {
         self.share
     }
 }
 
 /// The most blocks in use at once, beside `base` that stay: `needs` grow together, and each ends when it has
 /// grown by as much as is expected of it. Sorts `needs`.
-pub(super) fn peak_blocks(base: u64, needs: &mut [Need], block_size: u32) -> u64 {
+pub(crate) fn peak_blocks(base: u64, needs: &mut [Need], block_size: u32) -> u64 {
     // Those that end last first: at the end of each, those before it are what still runs.
     needs.sort_unstable_by_key(|need| std::cmp::Reverse(need.growth));
     let (mut running, mut own) = (0, 0);

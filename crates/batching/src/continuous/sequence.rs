@@ -43,6 +43,13 @@ pub struct Deadlines {
     pub total: Option<Time>,
 }
 
+impl Deadlines {
+    /// The first of them; `None` without any.
+    pub fn soonest(&self) -> Option<Time> {
+        [self.queue, self.first_token, self.total].into_iter().flatten().min()
+    }
+}
+
 /// How a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum End {

@@ -121,10 +121,7 @@ impl Scheduler {
                 client: request.client,
                 cost: request.prompt.len() as u32,
                 priority: request.priority,
-                deadline: [request.deadlines.first_token, request.deadlines.total]
-                    .into_iter()
-                    .flatten()
-                    .min(),
+                deadline: request.deadlines.soonest(),
                 arrived: now,
                 ..Entry::default()
             },
@@ -172,9 +169,7 @@ impl Scheduler {
             return Err(Rejection::Draining.into());
         }
         self.could_ever_fit(request)?;
-        let deadlines = request.deadlines;
-        let soonest = [deadlines.queue, deadlines.first_token, deadlines.total].into_iter().flatten().min();
-        if soonest.is_some_and(|deadline| deadline <= now) {
+        if request.deadlines.soonest().is_some_and(|deadline| deadline <= now) {
             return Err(Rejection::DeadlinePassed.into());
         }
         self.queue_has_room(request)?;

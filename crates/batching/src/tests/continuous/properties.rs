@@ -97,7 +97,7 @@ fn configs() -> impl Strategy<Value = ContinuousConfig> {
 /// Few different tokens, so that sequences often go on alike; now and then a stop or a failure.
 fn draw(dice: u64, id: SequenceId, known: &Known) -> Option<(u32, bool)> {
     let mixed = (dice ^ id.0 << 32 ^ known.tokens.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-    (mixed % 40 != 0).then_some((mixed as u32 / 64 % 2, mixed % 23 == 0))
+    (!mixed.is_multiple_of(40)).then_some((mixed as u32 / 64 % 2, mixed.is_multiple_of(23)))
 }
 
 impl World {

@@ -65,7 +65,6 @@ pub(super) struct World {
     pub(super) plan: Option<StepPlan>,
     pub(super) story: Vec<String>,
     contents: Vec<Vec<u64>>,
-    /// Sequences cancelled while a step runs in which they are.
     pub(super) steps: u64,
     pub(super) preemptions: u64,
 }
@@ -226,8 +225,8 @@ impl World {
         let end = work.start as usize + work.tokens.len();
         known.fed = end;
         let truth = prefixes(&known.tokens);
-        for position in work.start as usize..end {
-            self.contents[work.blocks[position / size].0 as usize][position % size] = truth[position];
+        for (position, &held) in truth.iter().enumerate().take(end).skip(work.start as usize) {
+            self.contents[work.blocks[position / size].0 as usize][position % size] = held;
         }
         Ok(())
     }
