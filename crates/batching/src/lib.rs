@@ -20,6 +20,7 @@
 //! - [`stats`], [`advice`]: what it did, and what would make it better
 //! - [`batcher`]: scheduler and payloads behind one short mutex
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
+//! - [`continuous`]: the token-level scheduler of language models, with its own blocks, cache and steps
 //! - [`replay`]: the log of a scheduler's calls, and its replay
 //! - [`sim`]: the scheduler on a virtual clock, with arrivals by chance or from a log
 
@@ -29,6 +30,7 @@ pub mod advice;
 pub mod batcher;
 pub mod breaker;
 pub mod bucket;
+pub mod continuous;
 pub mod cost_model;
 pub mod driver;
 pub mod entry;

@@ -9,7 +9,7 @@
 //! batches is in the times of a trace.
 
 mod arrivals;
-mod random;
+pub(crate) mod random;
 mod report;
 mod service;
 mod trace;

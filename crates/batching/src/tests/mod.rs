@@ -6,6 +6,7 @@ mod batcher;
 mod bisect;
 mod breaker;
 mod bucket;
+mod continuous;
 mod cost_model;
 mod fairness;
 mod interleavings;
