@@ -95,3 +95,14 @@ fn a_caller_that_leaves_takes_all_of_its_sequences_along() {
     assert!(world.scheduler.remembers_nothing());
     assert_eq!(world.scheduler.stats().counters.cancelled, 4);
 }
+
+#[test]
+fn where_all_fail_with_their_first_token_the_prompt_is_not_handed_on() {
+    let mut world = World::new(config());
+    world.submit(asks(2, 9, 3)).unwrap();
+    world.schedule().unwrap();
+    world.commit(Duration::from_millis(1), |_, _| None).unwrap();
+    assert!(world.scheduler.remembers_nothing());
+    world.submit(asks(1, 9, 3)).unwrap();
+    assert_eq!(world.step().work[0].start, 0);
+}
