@@ -1,10 +1,11 @@
-"""Makes small language models with random weights, and the logits and texts that transformers computes with them.
+"""Makes small language models with random weights, and the logits and texts that transformers computes
+with them.
 
     python make_decoder_oracles.py FOLDER
 
-FOLDER/cases.json lists the cases: the checkpoint's folder, and for each prompt its token ids, the logits of its
-last token, the 64 tokens that follow by always taking the likeliest, and the logits that the last of them was taken
-from. All weights come from fixed seeds.
+FOLDER/cases.json lists the cases: the checkpoint's folder, and for each prompt its token ids, the logits of
+its last token, the 64 tokens that follow by always taking the likeliest, and the logits that the last of them
+was taken from. All weights come from fixed seeds.
 """
 
 from __future__ import annotations
@@ -143,8 +144,9 @@ def make(out: Path) -> dict[str, Any]:
     cases: dict[str, Any] = {}
     for name, model in models().items():
         save(out / name, name, model)
-        # A checkpoint in half precision is computed in single precision, from the halved weights.
-        exact = model.float()
+        # A checkpoint in half precision is computed in single precision, from the halved weights. Read again,
+        # as halving a model halves the frequencies of its positions too.
+        exact = type(model).from_pretrained(out / name, dtype=torch.float32).eval()
         draw = torch.Generator().manual_seed(6)
         prompts = [torch.randint(3, VOCABULARY, (n,), generator=draw).tolist() for n in PROMPTS]
         texts = [follow(exact, ids) for ids in prompts]

@@ -104,7 +104,7 @@ impl<'a> Sequence<'a> {
 
     /// The next tokens, at most so many.
     fn work(&self, most: usize) -> Work {
-        let end = self.tokens.len().min(self.done + most);
+        let end = self.tokens.len().min(self.done.saturating_add(most));
         Work {
             sequence: SequenceId(0),
             tokens: self.tokens[self.done..end].to_vec(),
@@ -296,7 +296,7 @@ fn a_copied_block_is_written_without_changing_the_one_it_came_from() {
         blocks: forked,
         samples: false,
     };
-    runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap();
+    drop(runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap());
     while !first.ended() {
         step(&mut runner, &mut [&mut first], |_| usize::MAX);
     }
@@ -466,7 +466,7 @@ fn weights_that_do_not_fit_the_configuration_are_named() {
         (
             "\"num_hidden_layers\": 3",
             "\"num_hidden_layers\": 4",
-            "has no weight model.layers.3.input_layernorm.weight",
+            "has no weight model.layers.3.self_attn.q_proj.weight",
         ),
         (
             "\"attention_bias\": false",

@@ -80,7 +80,19 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
-    /// Radians a token of frequency: `width / 2` of them.
+    /// The most tokens of a sequence, where config.json speaks of so many. What it calls the most positions is what
+    /// a model was trained on, unless the scaling was part of the training.
+    pub(super) fn context(&self, positions: i64) -> i64 {
+        match self.scaling {
+            Scaling::None | Scaling::Llama3 { .. } => positions,
+            Scaling::Linear { factor } | Scaling::Dynamic { factor, .. } => {
+                (positions as f64 * factor) as i64
+            }
+            Scaling::Yarn { factor, trained, .. } => positions.max((trained * factor) as i64),
+        }
+    }
+
+    /// Radians a token, of each of the `width / 2` pairs.
     fn frequencies(&self, theta: f64, width: i64) -> Vec<f32> {
         let pairs = usize::try_from(width / 2).unwrap_or(0);
         let plain = |pair: usize| theta.powf(-2.0 * pair as f64 / width as f64);

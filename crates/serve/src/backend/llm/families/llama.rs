@@ -15,7 +15,8 @@ pub(super) fn describe(json: &Json) -> Result<DecoderConfig, LlmError> {
         None if hidden % heads == 0 => hidden / heads,
         None => return Err(json.invalid(format!("hidden_size {hidden} does not divide into {heads} heads"))),
     };
-    let context = json.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let positions = json.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let rotary = Rotary::read(json, 10_000.0, positions)?;
     let bias = json.flag("attention_bias", false)?;
     Ok(DecoderConfig {
         model_type: json.optional_text("model_type")?.unwrap_or_default().to_owned(),
@@ -25,8 +26,8 @@ pub(super) fn describe(json: &Json) -> Result<DecoderConfig, LlmError> {
         kv_heads: json.optional_size("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
         intermediate: json.size("intermediate_size")?,
-        context,
-        positions: Positions::Rotary(Rotary::read(json, 10_000.0, context)?),
+        context: rotary.context(positions),
+        positions: Positions::Rotary(rotary),
         layers: super::equal_layers(json.size("num_hidden_layers")?, head_dim, None),
         norm: NormKind::Rms,
         norm_eps: json.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
