@@ -73,9 +73,15 @@ def rope(kind: str, **changes: Any) -> dict[str, Any]:
 
 def models() -> dict[str, Any]:
     """Every family, and every option in some of them."""
-    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    windows = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
-    gpt2 = {"vocab_size": VOCABULARY, "n_positions": 256, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    llama3: dict[str, Any] = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    windows: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+    gpt2: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "n_positions": 256,
+        "n_embd": 48,
+        "n_layer": 3,
+        "n_head": 4,
+    }
     return {
         "llama": llama(),
         "llama_ungrouped": llama(num_key_value_heads=6, tie_word_embeddings=True),
