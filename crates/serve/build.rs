@@ -18,7 +18,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(
-            ["attention", "gauge", "linear", "mapped", "memory", "module", "shim"]
+            ["attention", "cpu/kernels", "gauge", "linear", "mapped", "memory", "module", "paged", "shim"]
                 .map(|unit| format!("src/torch/{unit}.cc")),
         )
         .compile("trustformers_shim");

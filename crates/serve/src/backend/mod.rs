@@ -8,6 +8,7 @@ pub mod builtin;
 pub mod delay;
 pub mod encoder;
 pub mod lengths;
+pub mod llm;
 pub mod torchscript;
 
 pub use self::encoder::TextTokenizer;

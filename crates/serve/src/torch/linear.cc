@@ -20,7 +20,23 @@ at::Tensor pack(const at::Tensor& weight, int64_t rows) {
   return op.call(weight, rows);
 }
 
-at::Tensor run(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& bias,
+// Whether oneDNN computes with such elements on this CPU.
+bool computes(at::ScalarType kind) {
+  if (kind == at::kFloat) return true;
+  if (kind != at::kBFloat16 && kind != at::kHalf) return false;
+  const char* name =
+      kind == at::kHalf ? "mkldnn::_is_mkldnn_fp16_supported" : "mkldnn::_is_mkldnn_bf16_supported";
+  const auto op = c10::Dispatcher::singleton().findSchema({name, ""});
+  return op.has_value() && op->typed<bool()>().call();
+}
+
+using Optional = std::optional<at::Tensor>;
+
+Optional optional(const at::Tensor* tensor) {
+  return tensor == nullptr ? Optional() : Optional(*tensor);
+}
+
+at::Tensor run(const at::Tensor& x, const at::Tensor& packed, const Optional& bias,
                c10::string_view activation, std::optional<c10::string_view> algorithm) {
   static const auto op =
       c10::Dispatcher::singleton()
@@ -31,7 +47,7 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& 
 }
 
 at::Tensor run_add(const at::Tensor& x, const at::Tensor& other, const at::Tensor& packed,
-                   const at::Tensor& bias) {
+                   const Optional& bias) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("mkldnn::_linear_pointwise", "binary")
@@ -44,21 +60,29 @@ at::Tensor run_add(const at::Tensor& x, const at::Tensor& other, const at::Tenso
 
 extern "C" {
 
-bool tfs_linear_can_pack() { return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn(); }
+bool tfs_linear_can_pack(const at::Tensor* weight) {
+  try {
+    return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() && weight->device().is_cpu() &&
+           computes(weight->scalar_type());
+  } catch (...) {
+    return false;
+  }
+}
 
 at::Tensor* tfs_linear_pack(const at::Tensor* weight, int64_t rows, char* error, size_t capacity) {
   return trustformers::tensor_or_error(error, capacity, [&] { return pack(*weight, rows); });
 }
 
-// activation: 0 none, 1 gelu (erf), 2 gelu (tanh), 3 relu.
+// bias: null for none. activation: 0 none, 1 gelu (erf), 2 gelu (tanh), 3 relu.
 at::Tensor* tfs_linear_run(const at::Tensor* x, const at::Tensor* packed, const at::Tensor* bias,
                            int activation, char* error, size_t capacity) {
   return trustformers::tensor_or_error(error, capacity, [&] {
+    const auto added = optional(bias);
     switch (activation) {
-      case 1: return run(*x, *packed, *bias, "gelu", "none");
-      case 2: return run(*x, *packed, *bias, "gelu", "tanh");
-      case 3: return run(*x, *packed, *bias, "relu", std::nullopt);
-      default: return run(*x, *packed, *bias, "none", std::nullopt);
+      case 1: return run(*x, *packed, added, "gelu", "none");
+      case 2: return run(*x, *packed, added, "gelu", "tanh");
+      case 3: return run(*x, *packed, added, "relu", std::nullopt);
+      default: return run(*x, *packed, added, "none", std::nullopt);
     }
   });
 }
@@ -67,7 +91,7 @@ at::Tensor* tfs_linear_run_add(const at::Tensor* x, const at::Tensor* other,
                                const at::Tensor* packed, const at::Tensor* bias, char* error,
                                size_t capacity) {
   return trustformers::tensor_or_error(error, capacity,
-                                       [&] { return run_add(*x, *other, *packed, *bias); });
+                                       [&] { return run_add(*x, *other, *packed, optional(bias)); });
 }
 
 }

@@ -1,14 +1,15 @@
 //! Linear layers whose weights are packed for the CPU once.
 
 use std::ffi::{c_char, c_int};
+use std::ptr;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use super::guard::tensor_or_error;
 
 unsafe extern "C" {
-    fn tfs_linear_can_pack() -> bool;
+    fn tfs_linear_can_pack(weight: *const C_tensor) -> bool;
     fn tfs_linear_pack(
         weight: *const C_tensor,
         rows: i64,
@@ -56,19 +57,18 @@ pub enum Activation {
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     packed: bool,
 }
 
 impl Linear {
-    /// A layer of `weight` `[outputs, inputs]` and `bias` `[outputs]`, both on one device.
+    /// A layer of `weight` `[outputs, inputs]` and perhaps `bias` `[outputs]`, both of one type on one device.
     ///
     /// # Errors
     /// When the weight cannot be packed.
-    pub fn new(weight: Tensor, bias: Tensor) -> Result<Self, TchError> {
-        // SAFETY: reads LibTorch's build flags.
-        let can_pack = unsafe { tfs_linear_can_pack() };
-        if weight.device() != Device::Cpu || weight.kind() != Kind::Float || !can_pack {
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self, TchError> {
+        // SAFETY: asks for the tensor's type and for what LibTorch and this CPU can do.
+        if !unsafe { tfs_linear_can_pack(weight.as_ptr()) } {
             return Ok(Self { weight, bias, packed: false });
         }
         // SAFETY: `weight` outlives the call, which answers a new tensor.
@@ -81,7 +81,12 @@ impl Linear {
     /// The same layer for another thread: the weights are shared, not copied.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), packed: self.packed }
+        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
+        Self { weight: self.weight.shallow_clone(), bias, packed: self.packed }
+    }
+
+    fn bias_or_null(&self) -> *const C_tensor {
+        self.bias.as_ref().map_or(ptr::null(), Tensor::as_ptr)
     }
 
     /// `activation(x W^T + b)`: `[rows, inputs]` to `[rows, outputs]`.
@@ -90,7 +95,7 @@ impl Linear {
     /// When LibTorch refuses the shapes.
     pub fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
         if !self.packed {
-            let y = x.f_linear(&self.weight, Some(&self.bias))?;
+            let y = x.f_linear(&self.weight, self.bias.as_ref())?;
             return match activation {
                 Activation::None => Ok(y),
                 Activation::Gelu => y.f_gelu("none"),
@@ -104,10 +109,10 @@ impl Linear {
             Activation::GeluTanh => 2,
             Activation::Relu => 3,
         };
-        // SAFETY: the three tensors outlive the call, which answers a new tensor.
+        // SAFETY: the tensors outlive the call, which accepts no bias and answers a new tensor.
         unsafe {
             tensor_or_error(|error, capacity| {
-                tfs_linear_run(x.as_ptr(), self.weight.as_ptr(), self.bias.as_ptr(), code, error, capacity)
+                tfs_linear_run(x.as_ptr(), self.weight.as_ptr(), self.bias_or_null(), code, error, capacity)
             })
         }
     }
@@ -118,16 +123,16 @@ impl Linear {
     /// When LibTorch refuses the shapes.
     pub fn forward_add(&self, x: &Tensor, other: &Tensor) -> Result<Tensor, TchError> {
         if !self.packed {
-            return x.f_linear(&self.weight, Some(&self.bias))?.f_add_(other);
+            return x.f_linear(&self.weight, self.bias.as_ref())?.f_add_(other);
         }
-        // SAFETY: the four tensors outlive the call, which answers a new tensor.
+        // SAFETY: the tensors outlive the call, which accepts no bias and answers a new tensor.
         unsafe {
             tensor_or_error(|error, capacity| {
                 tfs_linear_run_add(
                     x.as_ptr(),
                     other.as_ptr(),
                     self.weight.as_ptr(),
-                    self.bias.as_ptr(),
+                    self.bias_or_null(),
                     error,
                     capacity,
                 )

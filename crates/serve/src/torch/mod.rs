@@ -10,5 +10,6 @@ pub mod linear;
 pub mod mapped;
 pub mod memory;
 pub mod module;
+pub mod paged;
 pub mod shim;
 pub mod tensor;

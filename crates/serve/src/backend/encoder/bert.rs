@@ -87,7 +87,7 @@ impl Loader<'_> {
             }
             None => return Err(TchError::Shape("a linear layer of nothing".into()).into()),
         };
-        Ok(Linear::new(weight, bias)?)
+        Ok(Linear::new(weight, Some(bias))?)
     }
 
     fn layer(&self, index: usize) -> Result<Layer, EncoderError> {

@@ -1,0 +1,56 @@
+//! Norms and gates: kernels of ours on the CPU, plain operators elsewhere.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::config::GateActivation;
+use crate::torch::paged::{self, InstructionSet};
+
+/// A norm over rows.
+#[derive(Debug)]
+pub(super) enum Norm {
+    /// `weight` `[width]` in `f32`.
+    Rms { weight: Tensor, eps: f64 },
+    /// `weight` and `bias` `[width]` in the type computed with.
+    Layer { weight: Tensor, bias: Tensor, eps: f64 },
+}
+
+impl Norm {
+    /// `[rows, width]` to the same.
+    pub(super) fn forward(&self, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
+        match self {
+            Self::Rms { weight, eps } if x.device() == Device::Cpu => {
+                paged::rms_norm(x, weight, *eps, instructions)
+            }
+            Self::Rms { weight, eps } => Ok(rms(x, weight, *eps)?.f_to_kind(x.kind())?),
+            Self::Layer { weight, bias, eps } => {
+                let width = weight.size();
+                x.f_layer_norm(&width[..], Some(weight), Some(bias), *eps, true)
+            }
+        }
+    }
+}
+
+/// The last dimension divided by its root mean square, times `weight`; in `f32`.
+pub(super) fn rms(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    let x = x.f_to_kind(Kind::Float)?;
+    let mean = x.f_square()?.f_mean_dim(&[-1i64][..], true, Kind::Float)?;
+    x.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?.f_mul(weight)
+}
+
+/// `activation(left half) * right half` of each row.
+pub(super) fn gated(
+    x: &Tensor,
+    activation: GateActivation,
+    instructions: InstructionSet,
+) -> Result<Tensor, TchError> {
+    if activation == GateActivation::Silu && x.device() == Device::Cpu {
+        return paged::gated_silu(x, instructions);
+    }
+    let halves = x.f_chunk(2, -1)?;
+    let opened = match activation {
+        GateActivation::Silu => halves[0].f_silu()?,
+        GateActivation::Gelu => halves[0].f_gelu("none")?,
+        GateActivation::GeluTanh => halves[0].f_gelu("tanh")?,
+    };
+    opened.f_mul(&halves[1])
+}

@@ -1,0 +1,180 @@
+//! A decoder with its cache, which runs steps.
+
+use std::path::PathBuf;
+use std::thread::ThreadId;
+
+use tch::{Device, Kind, Tensor};
+
+use super::attention::Means;
+use super::cache::{CacheSize, KvCache};
+use super::config::{self, DecoderConfig, Settings};
+use super::decoder::Decoder;
+use super::error::{BackendError, LlmError};
+use super::generation::Generation;
+use super::step::{Batch, BlockId, Limits, Work};
+use super::weights::Checkpoint;
+use crate::tensor::DType;
+use crate::torch::memory::Turnover;
+use crate::torch::shim::InferenceMode;
+use crate::torch::tensor::kind;
+
+/// What to load and how to run it.
+#[derive(Debug, Clone)]
+pub struct LlmOptions {
+    /// The checkpoint's folder: config.json and its safetensors.
+    pub path: PathBuf,
+    /// Where to run.
+    pub device: Device,
+    /// What to compute with; by default what config.json names.
+    pub dtype: Option<DType>,
+    /// LibTorch's threads.
+    pub threads: usize,
+}
+
+/// A decoder without a cache: how large that can be may depend on what the weights leave free.
+pub struct LoadedDecoder {
+    decoder: Decoder,
+    generation: Generation,
+    threads: usize,
+}
+
+impl std::fmt::Debug for LoadedDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedDecoder").field("config", &self.decoder.config).finish_non_exhaustive()
+    }
+}
+
+/// Loads a checkpoint's weights.
+///
+/// # Errors
+/// When a file is missing, damaged or asks for what is not implemented, naming it.
+pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
+    let Settings { decoder: config, generation } = config::read(&options.path)?;
+    let checkpoint = Checkpoint::open(&options.path)?;
+    let kind = options.dtype.map_or(config.kind, kind);
+    if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
+        return Err(LlmError::Unsupported {
+            path: options.path.clone(),
+            what: format!("computing with {kind:?}"),
+            supported: "f32, bf16, f16".into(),
+        });
+    }
+    let _turnover = Turnover::begin();
+    let _inference = InferenceMode::enter();
+    let decoder = Decoder::load(&checkpoint, &config, options.device, kind)?;
+    checkpoint.forget_pages();
+    Ok(LoadedDecoder { decoder, generation, threads: options.threads })
+}
+
+impl LoadedDecoder {
+    /// The model.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.decoder.config
+    }
+
+    /// Which tokens end a text, and how its makers want the model sampled.
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Bytes of a KV block over all layers.
+    pub fn bytes_per_block(&self, block_size: usize) -> usize {
+        self.decoder.config.bytes_per_block(block_size, self.decoder.kind)
+    }
+
+    /// Allocates the cache.
+    ///
+    /// # Errors
+    /// When the cache cannot be made of such a size.
+    pub fn with_cache(self, size: CacheSize) -> Result<Runner, LlmError> {
+        let Self { decoder, generation, threads } = self;
+        let _inference = InferenceMode::enter();
+        let cache = KvCache::new(&decoder.config, size, decoder.kind, decoder.device)?;
+        let means = Means::best(decoder.device);
+        Ok(Runner { decoder, generation, cache, means, threads, threads_set_on: None, pages_gathered: 0 })
+    }
+}
+
+/// A model and its cache. One thread at a time runs its steps.
+pub struct Runner {
+    decoder: Decoder,
+    generation: Generation,
+    cache: KvCache,
+    means: Means,
+    threads: usize,
+    /// The thread that LibTorch's thread count was set for.
+    threads_set_on: Option<ThreadId>,
+    pages_gathered: u64,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Runner");
+        out.field("config", &self.decoder.config).field("cache", &self.cache.size).finish_non_exhaustive()
+    }
+}
+
+impl Runner {
+    /// The model.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.decoder.config
+    }
+
+    /// Which tokens end a text, and how its makers want the model sampled.
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Blocks of the cache and tokens of a block.
+    pub fn cache_size(&self) -> CacheSize {
+        self.cache.size
+    }
+
+    /// Pages that were copied together for attention since the start: none on a CPU.
+    pub fn pages_gathered(&self) -> u64 {
+        self.pages_gathered
+    }
+
+    /// Computes attention by other means than the device's best.
+    #[must_use]
+    pub fn with_means(mut self, means: Means) -> Self {
+        // The kernels know the CPU's memory only.
+        if self.decoder.device == Device::Cpu || means == Means::Operators {
+            self.means = means;
+        }
+        self
+    }
+
+    /// Copies blocks, feeds the tokens of all works at once, writes their keys and values to their blocks, and
+    /// answers the logits of the last token of each work that samples, in their order: `[works that sample,
+    /// vocabulary]` in `f32`, on the model's device.
+    ///
+    /// No two works may write to one block, and none may write to what another reads.
+    ///
+    /// # Errors
+    /// When a work does not fit the model or the cache, memory is wanting, or LibTorch fails. Refused works have
+    /// changed nothing; copies are done in any case but their own error.
+    pub fn step(&mut self, work: &[Work], copies: &[(BlockId, BlockId)]) -> Result<Tensor, BackendError> {
+        let CacheSize { blocks, block_size } = self.cache.size;
+        let (vocabulary, context) = (self.decoder.config.vocabulary, self.decoder.config.context);
+        let batch = Batch::new(work, Limits { vocabulary, context, blocks, block_size });
+        self.set_threads();
+        let _inference = InferenceMode::enter();
+        self.cache.copy(copies)?;
+        let batch = batch?;
+        if batch.tokens.is_empty() {
+            return Ok(Tensor::f_zeros([0, vocabulary], (Kind::Float, self.decoder.device))?);
+        }
+        let (logits, gathered) = self.decoder.forward(&batch, &mut self.cache, self.means)?;
+        self.pages_gathered += gathered;
+        Ok(logits)
+    }
+
+    fn set_threads(&mut self) {
+        let thread = std::thread::current().id();
+        if self.threads_set_on != Some(thread) {
+            crate::torch::device::set_threads(self.threads);
+            self.threads_set_on = Some(thread);
+        }
+    }
+}

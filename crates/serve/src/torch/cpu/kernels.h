@@ -1,0 +1,105 @@
+// What the CPU kernels take and where they are found. Nothing here knows of tensors.
+#pragma once
+
+#include <cstdint>
+
+namespace trustformers::cpu {
+
+// Keys looked at between two corrections of a softmax.
+constexpr int64_t kPanel = 64;
+
+// Token slots of a page are read in vectors of at most this many.
+constexpr int64_t kPageAlignment = 16;
+
+// The widest head; bounds buffers on the stack.
+constexpr int64_t kMaxWidth = 512;
+
+// One KV head of neighbouring query rows of one sequence.
+struct AttentionTask {
+  const float* queries;  // row r, member g of the group: queries + r * query_stride + g * width
+  int64_t query_stride;
+  int64_t rows;
+  int64_t group;
+  int64_t width;
+  int64_t first;         // position of the first row
+  int64_t window;        // keys a query sees, itself included; 0 for all before it
+  const void* keys;      // this head in page b: keys + b * page_stride, [width, block_size]
+  const void* values;    // this head in page b: values + b * page_stride, [block_size, width]
+  int64_t page_stride;
+  int64_t block_size;
+  const int32_t* pages;  // of the sequence, in order
+  void* out;             // row r, member g: out + r * out_stride + g * width
+  int64_t out_stride;
+  float* scratch;        // attention_scratch(rows * group, width) floats, aligned to 64 bytes
+};
+
+constexpr int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+
+// Floats that a task of so many lines (rows times members of a group) works in.
+constexpr int64_t attention_scratch(int64_t lines, int64_t width) {
+  return padded(lines * width)          // queries
+         + lines * kPanel               // scores
+         + lines * padded(width)        // weighted sums of values
+         + lines * 16                   // sums of weights
+         + padded(lines)                // greatest scores
+         + kPanel * padded(width) * 2;  // one panel of keys and one of values
+}
+
+// Rows [from, to) of a step's projections: queries, keys and values side by side.
+struct ProjectionTask {
+  const void* projections;  // [rows, (heads + 2 * kv_heads) * width]
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t width;
+  const float* cosines;     // [rows, width / 2], null where positions are not rotated in
+  const float* sines;
+  const float* query_norm;  // [width], null where there is none
+  const float* key_norm;
+  float eps;
+  float scale;              // of queries
+  float* queries;           // [rows, heads * width]
+  void* keys;               // [blocks, kv_heads, width, block_size]
+  void* values;             // [blocks, kv_heads, block_size, width]
+  int64_t block_size;
+  const int64_t* slots;     // of each row: page * block_size + place in it
+  int64_t from;
+  int64_t to;
+};
+
+// Rows of x, each divided by its root mean square, times the weight.
+struct NormTask {
+  const void* x;  // [rows, width]
+  const float* weight;
+  void* out;
+  int64_t width;
+  float eps;
+  int64_t from;
+  int64_t to;
+};
+
+// Rows of silu(left half) * right half.
+struct GateTask {
+  const void* x;  // [rows, 2 * width]
+  void* out;      // [rows, width]
+  int64_t width;
+  int64_t from;
+  int64_t to;
+};
+
+enum Element { kFloat = 0, kBFloat16 = 1, kHalf = 2 };
+
+// One of each for an instruction set, by element type.
+struct Kernels {
+  void (*attend[3])(const AttentionTask&);
+  void (*project[3])(const ProjectionTask&);
+  void (*normalize[3])(const NormTask&);
+  void (*gate[3])(const GateTask&);
+};
+
+// 0 portable, 1 AVX2, 2 AVX-512: the best that this CPU has.
+int best_instruction_set();
+
+// Those for the instruction set asked for, or for the best this CPU has where that is less.
+const Kernels& kernels(int instruction_set);
+
+}  // namespace trustformers::cpu

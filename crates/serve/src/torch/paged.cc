@@ -1,0 +1,272 @@
+// Attention over the pages of a KV cache, and what puts keys and values there, on the CPU. Called from paged.rs only.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "guard.h"
+
+namespace {
+
+using namespace trustformers::cpu;
+
+// Rows of one sequence in a step.
+struct Span {
+  int64_t row;    // its first row
+  int64_t rows;   // how many
+  int64_t start;  // position of the first
+  int64_t table;  // where its pages begin in the table
+};
+
+// Lines of queries that one task takes: more would push its scratch out of the nearest cache.
+constexpr int64_t kTaskLines = 48;
+
+Element element_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return kFloat;
+    case at::kBFloat16: return kBFloat16;
+    case at::kHalf: return kHalf;
+    default: TORCH_CHECK(false, "no CPU kernel for elements of type ", tensor.scalar_type());
+  }
+}
+
+void check_plain(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), name, " must be contiguous and on the CPU");
+}
+
+// The pages of one layer: keys [blocks, kv_heads, width, block_size], values [blocks, kv_heads, block_size, width].
+struct Pages {
+  int64_t blocks, kv_heads, width, block_size;
+
+  Pages(const at::Tensor& keys, const at::Tensor& values) {
+    check_plain(keys, "keys");
+    check_plain(values, "values");
+    TORCH_CHECK(keys.dim() == 4 && values.dim() == 4 && keys.scalar_type() == values.scalar_type(),
+                "keys and values must be pages of one type");
+    blocks = keys.size(0);
+    kv_heads = keys.size(1);
+    width = keys.size(2);
+    block_size = keys.size(3);
+    TORCH_CHECK(values.size(0) == blocks && values.size(1) == kv_heads && values.size(2) == block_size &&
+                    values.size(3) == width,
+                "keys and values must be pages of one shape");
+    TORCH_CHECK(block_size > 0 && block_size % kPageAlignment == 0, "pages of ", block_size,
+                " tokens, which is no multiple of ", kPageAlignment);
+    TORCH_CHECK(width > 0 && width % 2 == 0 && width <= kMaxWidth, "heads of width ", width);
+  }
+
+  int64_t stride() const { return kv_heads * width * block_size; }
+};
+
+void check_spans(const Span* spans, size_t count, int64_t rows, const int32_t* table, size_t length,
+                 const Pages& pages) {
+  for (size_t i = 0; i < count; ++i) {
+    const Span& span = spans[i];
+    TORCH_CHECK(span.rows > 0 && span.row >= 0 && span.row + span.rows <= rows && span.start >= 0,
+                "a sequence lies outside the step's rows");
+    const int64_t needed = (span.start + span.rows + pages.block_size - 1) / pages.block_size;
+    TORCH_CHECK(span.table >= 0 && span.table + needed <= static_cast<int64_t>(length),
+                "a sequence has too few pages");
+  }
+  for (size_t i = 0; i < length; ++i) {
+    TORCH_CHECK(table[i] >= 0 && table[i] < pages.blocks, "page ", table[i], " of ", pages.blocks);
+  }
+}
+
+// This thread's scratch, kept: some hundred kilobytes at most, used in every layer of every step.
+float* scratch_of(int64_t floats) {
+  thread_local std::vector<float> buffer;
+  constexpr int64_t alignment = 64 / sizeof(float);
+  if (static_cast<int64_t>(buffer.size()) < floats + alignment) buffer.resize(floats + alignment);
+  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
+                     const Span* spans, size_t count, const int32_t* table, size_t length, int64_t window,
+                     int instruction_set) {
+  const Pages pages(keys, values);
+  check_plain(queries, "queries");
+  TORCH_CHECK(queries.dim() == 2 && queries.scalar_type() == at::kFloat, "queries must be rows of f32");
+  TORCH_CHECK(queries.size(1) % (pages.kv_heads * pages.width) == 0, "queries do not divide into groups");
+  check_spans(spans, count, queries.size(0), table, length, pages);
+  const int64_t group = queries.size(1) / (pages.kv_heads * pages.width);
+  const int64_t most_rows = std::max<int64_t>(1, kTaskLines / group);
+  auto out = at::empty(queries.sizes(), keys.options());
+
+  struct Part {
+    const Span* span;
+    int64_t offset;
+    int64_t head;
+  };
+  std::vector<Part> parts;
+  // Chunks of prompts come last in a step and take longest, so they are begun first.
+  for (size_t i = count; i-- > 0;) {
+    for (int64_t offset = 0; offset < spans[i].rows; offset += most_rows) {
+      for (int64_t head = 0; head < pages.kv_heads; ++head) parts.push_back({&spans[i], offset, head});
+    }
+  }
+
+  const auto element = element_of(keys);
+  const auto attend = kernels(instruction_set).attend[element];
+  const int64_t bytes = keys.element_size();
+  const auto* q = queries.const_data_ptr<float>();
+  const auto* k = static_cast<const char*>(keys.const_data_ptr());
+  const auto* v = static_cast<const char*>(values.const_data_ptr());
+  auto* o = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t floats = attention_scratch(most_rows * group, pages.width);
+  std::atomic<size_t> next{0};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), parts.size());
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    float* scratch = scratch_of(floats);
+    for (size_t i = next++; i < parts.size(); i = next++) {
+      const auto& [span, offset, head] = parts[i];
+      const int64_t row = span->row + offset;
+      const int64_t column = head * group * pages.width;
+      AttentionTask task;
+      task.queries = q + row * queries.size(1) + column;
+      task.query_stride = queries.size(1);
+      task.rows = std::min(most_rows, span->rows - offset);
+      task.group = group;
+      task.width = pages.width;
+      task.first = span->start + offset;
+      task.window = window;
+      task.keys = k + head * pages.width * pages.block_size * bytes;
+      task.values = v + head * pages.width * pages.block_size * bytes;
+      task.page_stride = pages.stride();
+      task.block_size = pages.block_size;
+      task.pages = table + span->table;
+      task.out = o + (row * queries.size(1) + column) * bytes;
+      task.out_stride = queries.size(1);
+      task.scratch = scratch;
+      attend(task);
+    }
+  });
+  return out;
+}
+
+// A vector of floats that may be absent.
+const float* optional_floats(const at::Tensor* tensor, int64_t elements, const char* name) {
+  if (tensor == nullptr) return nullptr;
+  check_plain(*tensor, name);
+  TORCH_CHECK(tensor->scalar_type() == at::kFloat && tensor->numel() == elements, name, " must be ", elements,
+              " elements of f32");
+  return tensor->const_data_ptr<float>();
+}
+
+at::Tensor project(const at::Tensor& projections, const at::Tensor* cosines, const at::Tensor* sines,
+                   const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale,
+                   at::Tensor& keys, at::Tensor& values, const int64_t* slots, size_t rows,
+                   int instruction_set) {
+  const Pages pages(keys, values);
+  check_plain(projections, "projections");
+  TORCH_CHECK(projections.dim() == 2 && projections.scalar_type() == keys.scalar_type(),
+              "projections must be rows of the cache's type");
+  TORCH_CHECK(projections.size(0) == static_cast<int64_t>(rows), rows, " slots for ", projections.size(0), " rows");
+  const int64_t heads = projections.size(1) / pages.width - 2 * pages.kv_heads;
+  TORCH_CHECK(heads > 0 && projections.size(1) == (heads + 2 * pages.kv_heads) * pages.width,
+              "projections do not divide into heads");
+  for (size_t i = 0; i < rows; ++i) {
+    TORCH_CHECK(slots[i] >= 0 && slots[i] < pages.blocks * pages.block_size, "slot ", slots[i], " of ",
+                pages.blocks * pages.block_size);
+  }
+  auto queries = at::empty({projections.size(0), heads * pages.width}, projections.options().dtype(at::kFloat));
+  const int64_t angles = projections.size(0) * (pages.width / 2);
+  ProjectionTask task;
+  task.projections = projections.const_data_ptr();
+  task.heads = heads;
+  task.kv_heads = pages.kv_heads;
+  task.width = pages.width;
+  task.cosines = optional_floats(cosines, angles, "cosines");
+  task.sines = optional_floats(sines, angles, "sines");
+  TORCH_CHECK((task.cosines == nullptr) == (task.sines == nullptr), "cosines without sines");
+  task.query_norm = optional_floats(query_norm, pages.width, "the norm of queries");
+  task.key_norm = optional_floats(key_norm, pages.width, "the norm of keys");
+  task.eps = static_cast<float>(eps);
+  task.scale = static_cast<float>(scale);
+  task.queries = queries.mutable_data_ptr<float>();
+  task.keys = keys.mutable_data_ptr();
+  task.values = values.mutable_data_ptr();
+  task.block_size = pages.block_size;
+  task.slots = slots;
+  const auto kernel = kernels(instruction_set).project[element_of(keys)];
+  at::parallel_for(0, projections.size(0), 8, [&](int64_t from, int64_t to) {
+    ProjectionTask part = task;
+    part.from = from;
+    part.to = to;
+    kernel(part);
+  });
+  return queries;
+}
+
+at::Tensor normalize(const at::Tensor& x, const at::Tensor& weight, double eps, int instruction_set) {
+  check_plain(x, "x");
+  TORCH_CHECK(x.dim() == 2, "x must be rows");
+  auto out = at::empty(x.sizes(), x.options());
+  NormTask task{x.const_data_ptr(), optional_floats(&weight, x.size(1), "the weight"), out.mutable_data_ptr(),
+                x.size(1), static_cast<float>(eps), 0, 0};
+  const auto kernel = kernels(instruction_set).normalize[element_of(x)];
+  at::parallel_for(0, x.size(0), 16, [&](int64_t from, int64_t to) {
+    NormTask part = task;
+    part.from = from;
+    part.to = to;
+    kernel(part);
+  });
+  return out;
+}
+
+at::Tensor gate(const at::Tensor& x, int instruction_set) {
+  check_plain(x, "x");
+  TORCH_CHECK(x.dim() == 2 && x.size(1) % 2 == 0, "x must be rows of two halves");
+  auto out = at::empty({x.size(0), x.size(1) / 2}, x.options());
+  GateTask task{x.const_data_ptr(), out.mutable_data_ptr(), out.size(1), 0, 0};
+  const auto kernel = kernels(instruction_set).gate[element_of(x)];
+  at::parallel_for(0, x.size(0), 4, [&](int64_t from, int64_t to) {
+    GateTask part = task;
+    part.from = from;
+    part.to = to;
+    kernel(part);
+  });
+  return out;
+}
+
+}  // namespace
+
+extern "C" {
+
+int tfs_cpu_best_instruction_set() { return best_instruction_set(); }
+
+at::Tensor* tfs_paged_attention(const at::Tensor* queries, const at::Tensor* keys, const at::Tensor* values,
+                                const Span* spans, size_t count, const int32_t* table, size_t length,
+                                int64_t window, int instruction_set, char* error, size_t capacity) {
+  return trustformers::tensor_or_error(error, capacity, [&] {
+    return attention(*queries, *keys, *values, spans, count, table, length, window, instruction_set);
+  });
+}
+
+at::Tensor* tfs_paged_project(const at::Tensor* projections, const at::Tensor* cosines, const at::Tensor* sines,
+                              const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale,
+                              at::Tensor* keys, at::Tensor* values, const int64_t* slots, size_t rows,
+                              int instruction_set, char* error, size_t capacity) {
+  return trustformers::tensor_or_error(error, capacity, [&] {
+    return project(*projections, cosines, sines, query_norm, key_norm, eps, scale, *keys, *values, slots, rows,
+                   instruction_set);
+  });
+}
+
+at::Tensor* tfs_rows_normalize(const at::Tensor* x, const at::Tensor* weight, double eps, int instruction_set,
+                               char* error, size_t capacity) {
+  return trustformers::tensor_or_error(error, capacity,
+                                       [&] { return normalize(*x, *weight, eps, instruction_set); });
+}
+
+at::Tensor* tfs_rows_gate(const at::Tensor* x, int instruction_set, char* error, size_t capacity) {
+  return trustformers::tensor_or_error(error, capacity, [&] { return gate(*x, instruction_set); });
+}
+
+}

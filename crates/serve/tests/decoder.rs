@@ -1,0 +1,579 @@
+//! Language models against transformers, and against damaged checkpoints and steps that do not fit.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+use trustformers_serve::backend::llm::{
+    self, BackendError, BlockId, CacheSize, LlmError, LlmOptions, Means, Runner, SequenceId, Work,
+};
+use trustformers_serve::tensor::DType;
+use trustformers_serve::torch::paged::InstructionSet;
+
+/// The largest difference from an oracle that is rounding, as a share of the greatest logit.
+const TOLERANCE: f32 = 1e-4;
+
+/// A cache in which all texts of a case have room.
+const SIZE: CacheSize = CacheSize { blocks: 101, block_size: 16 };
+
+#[derive(Deserialize)]
+struct Case {
+    folder: PathBuf,
+    texts: Vec<Text>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    ids: Vec<u32>,
+    /// Those that follow, by always taking the likeliest.
+    tokens: Vec<u32>,
+    /// Logits of the prompt's last token.
+    first: Vec<f32>,
+    /// Logits that the last token was taken from.
+    last: Vec<f32>,
+}
+
+/// The oracles, made by the script when it has changed.
+fn cases() -> BTreeMap<String, Case> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/make_decoder_oracles.py");
+    let mut hasher = DefaultHasher::new();
+    fs::read(&script).unwrap().hash(&mut hasher);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = target.join(format!("decoder-oracles-{:x}", hasher.finish()));
+    // Each test is a process of its own: the first one makes the oracles, the others wait for it.
+    let lock = File::create(target.join("decoder-oracles.lock")).unwrap();
+    lock.lock().unwrap();
+    let list = folder.join("cases.json");
+    if !list.exists() {
+        drop(fs::remove_dir_all(&folder));
+        let made = Command::new("python3").arg(&script).arg(&folder).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    serde_json::from_slice(&fs::read(list).unwrap()).unwrap()
+}
+
+fn runner_with(folder: &Path, dtype: DType, threads: usize) -> Runner {
+    let options = LlmOptions { path: folder.to_owned(), device: Device::Cpu, dtype: Some(dtype), threads };
+    llm::load(&options).unwrap().with_cache(SIZE).unwrap()
+}
+
+fn runner(case: &Case) -> Runner {
+    runner_with(&case.folder, DType::F32, 2)
+}
+
+/// Hands out blocks in an order that no sequence would have by itself.
+struct Blocks(Vec<BlockId>);
+
+impl Blocks {
+    fn scrambled() -> Self {
+        // 37 and 101 have no common divisor, so each block comes once.
+        Self((0..101).map(|index| BlockId(index * 37 % 101)).collect())
+    }
+
+    fn take(&mut self, tokens: usize) -> Vec<BlockId> {
+        let left = self.0.len() - tokens.div_ceil(SIZE.block_size);
+        self.0.split_off(left)
+    }
+}
+
+/// A text that is being written.
+struct Sequence<'a> {
+    text: &'a Text,
+    blocks: Vec<BlockId>,
+    /// Prompt and what followed.
+    tokens: Vec<u32>,
+    /// Tokens whose keys and values are in the cache.
+    done: usize,
+    first: Vec<f32>,
+    last: Vec<f32>,
+}
+
+impl<'a> Sequence<'a> {
+    fn new(text: &'a Text, blocks: &mut Blocks) -> Self {
+        let room = text.ids.len() + text.tokens.len();
+        let (first, last) = (Vec::new(), Vec::new());
+        Self { text, blocks: blocks.take(room), tokens: text.ids.clone(), done: 0, first, last }
+    }
+
+    /// The next tokens, at most so many.
+    fn work(&self, most: usize) -> Work {
+        let end = self.tokens.len().min(self.done.saturating_add(most));
+        Work {
+            sequence: SequenceId(0),
+            tokens: self.tokens[self.done..end].to_vec(),
+            start: u32::try_from(self.done).unwrap(),
+            blocks: self.blocks.clone(),
+            samples: end == self.tokens.len(),
+        }
+    }
+
+    fn advance(&mut self, fed: usize, logits: Option<Vec<f32>>) {
+        self.done += fed;
+        let Some(logits) = logits else { return };
+        let likeliest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        self.tokens.push(u32::try_from(likeliest).unwrap());
+        if self.first.is_empty() {
+            self.first.clone_from(&logits);
+        }
+        self.last = logits;
+    }
+
+    fn ended(&self) -> bool {
+        self.tokens.len() == self.text.ids.len() + self.text.tokens.len()
+    }
+
+    fn check(&self, name: &str) -> f32 {
+        let prompt = self.text.ids.len();
+        assert_eq!(self.tokens[prompt..], self.text.tokens, "{name}, after {prompt} tokens");
+        let (first, last) =
+            (difference(&self.first, &self.text.first), difference(&self.last, &self.text.last));
+        assert!(first.max(last) < TOLERANCE, "{name}, after {prompt} tokens: off by {first} and {last}");
+        first.max(last)
+    }
+}
+
+fn rows(logits: &Tensor) -> Vec<Vec<f32>> {
+    assert_eq!(logits.kind(), Kind::Float);
+    Vec::<Vec<f32>>::try_from(logits).unwrap()
+}
+
+/// The largest difference, as a share of the largest number.
+fn difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    let scale = right.iter().copied().map(f32::abs).fold(0.0, f32::max);
+    let off = left.iter().zip(right).map(|(left, right)| (left - right).abs());
+    assert!(left.iter().all(|number| number.is_finite()));
+    off.fold(0.0, f32::max) / scale
+}
+
+/// Runs one step of all sequences that have not ended, each with at most so many tokens.
+fn step(runner: &mut Runner, sequences: &mut [&mut Sequence<'_>], most: impl Fn(usize) -> usize) {
+    let works: Vec<_> =
+        sequences.iter().enumerate().map(|(index, sequence)| sequence.work(most(index))).collect();
+    let mut logits = rows(&runner.step(&works, &[]).unwrap()).into_iter();
+    for (sequence, work) in sequences.iter_mut().zip(&works) {
+        let row = work.samples.then(|| logits.next().unwrap());
+        sequence.advance(work.tokens.len(), row);
+    }
+    assert_eq!(logits.next(), None);
+}
+
+#[test]
+fn texts_alone_are_the_oracles() {
+    let cases = cases();
+    assert_eq!(cases.len(), 20);
+    for (name, case) in &cases {
+        let mut runner = runner(case);
+        let mut off = 0.0_f32;
+        for text in &case.texts {
+            let mut sequence = Sequence::new(text, &mut Blocks::scrambled());
+            while !sequence.ended() {
+                step(&mut runner, &mut [&mut sequence], |_| usize::MAX);
+            }
+            off = off.max(sequence.check(name));
+        }
+        println!("{name}: off by {off:e}");
+        assert_eq!(runner.pages_gathered(), 0);
+    }
+}
+
+/// Sequences begin in different steps, their prompts in chunks of different sizes, so that a step has decodes and
+/// chunks of all kinds.
+fn write_together(runner: &mut Runner, name: &str, case: &Case) -> f32 {
+    let mut blocks = Blocks::scrambled();
+    let mut sequences: Vec<_> = case.texts.iter().map(|text| Sequence::new(text, &mut blocks)).collect();
+    for round in 0.. {
+        let mut running: Vec<_> = sequences
+            .iter_mut()
+            .rev()
+            .enumerate()
+            .filter(|(index, sequence)| round >= 3 * index && !sequence.ended())
+            .map(|(_, sequence)| sequence)
+            .collect();
+        if running.is_empty() {
+            break;
+        }
+        step(runner, &mut running, |index| [7, 16, 33, 1][(index + round) % 4]);
+    }
+    sequences.iter().map(|sequence| sequence.check(name)).fold(0.0, f32::max)
+}
+
+#[test]
+fn texts_in_a_mixed_batch_are_the_oracles() {
+    for (name, case) in &cases() {
+        let off = write_together(&mut runner(case), name, case);
+        println!("{name}: off by {off:e}");
+    }
+}
+
+#[test]
+fn every_instruction_set_and_plain_operators_compute_the_same() {
+    let cases = cases();
+    for name in ["llama", "llama_one_kv_head", "mistral", "qwen2_windows", "qwen3", "gpt2"] {
+        for instructions in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+            let mut runner = runner(&cases[name]).with_means(Means::Kernels(instructions));
+            write_together(&mut runner, name, &cases[name]);
+            assert_eq!(runner.pages_gathered(), 0);
+        }
+        let mut runner = runner(&cases[name]).with_means(Means::Operators);
+        write_together(&mut runner, name, &cases[name]);
+        assert!(runner.pages_gathered() > 0);
+    }
+}
+
+#[test]
+fn half_precision_is_near_the_oracles() {
+    for (name, dtype, tolerance) in [
+        ("llama_bfloat16", DType::BF16, 0.06),
+        ("llama_float16", DType::F16, 0.01),
+        ("qwen3", DType::BF16, 0.06),
+        ("gpt2", DType::BF16, 0.06),
+        ("gpt2", DType::F16, 0.01),
+    ] {
+        let case = &cases()[name];
+        for means in [Means::best(Device::Cpu), Means::Kernels(InstructionSet::Portable), Means::Operators] {
+            let mut runner = runner_with(&case.folder, dtype, 1).with_means(means);
+            let mut off = 0.0_f32;
+            for text in &case.texts {
+                let mut sequence = Sequence::new(text, &mut Blocks::scrambled());
+                while sequence.first.is_empty() {
+                    step(&mut runner, &mut [&mut sequence], |_| 20);
+                }
+                off = off.max(difference(&sequence.first, &text.first));
+            }
+            println!("{name} {dtype} {means:?}: off by {off}");
+            assert!(off < tolerance, "{name} {dtype} {means:?}: off by {off}");
+        }
+    }
+}
+
+#[test]
+fn blocks_computed_for_one_sequence_serve_another_with_the_same_prefix() {
+    for name in ["llama", "mistral", "gpt2"] {
+        let case = &cases()[name];
+        let mut runner = runner(case);
+        let text = &case.texts[4];
+        let mut blocks = Blocks::scrambled();
+        let mut first = Sequence::new(text, &mut blocks);
+        step(&mut runner, &mut [&mut first], |_| usize::MAX);
+
+        let mut second = Sequence::new(text, &mut blocks);
+        second.blocks[..5].copy_from_slice(&first.blocks[..5]);
+        second.done = 5 * SIZE.block_size;
+        while !second.ended() {
+            step(&mut runner, &mut [&mut second], |_| usize::MAX);
+        }
+
+        second.check(name);
+    }
+}
+
+#[test]
+fn a_copied_block_is_written_without_changing_the_one_it_came_from() {
+    let case = &cases()["qwen2"];
+    let mut runner = runner(case);
+    let text = &case.texts[3];
+    let mut blocks = Blocks::scrambled();
+    let mut first = Sequence::new(text, &mut blocks);
+    step(&mut runner, &mut [&mut first], |_| usize::MAX);
+    let copy = blocks.take(1)[0];
+    let shared = text.ids.len() / SIZE.block_size;
+    let mut forked = first.blocks.clone();
+    forked[shared] = copy;
+
+    // The copy goes another way from here on.
+    let other = Work {
+        sequence: SequenceId(1),
+        tokens: vec![first.tokens[first.done] ^ 1],
+        start: u32::try_from(first.done).unwrap(),
+        blocks: forked,
+        samples: false,
+    };
+    drop(runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap());
+    while !first.ended() {
+        step(&mut runner, &mut [&mut first], |_| usize::MAX);
+    }
+
+    first.check("qwen2");
+}
+
+#[test]
+fn a_preempted_text_computed_again_goes_on_as_before() {
+    let case = &cases()["llama_dynamic"];
+    let mut runner = runner(case);
+    let mut blocks = Blocks::scrambled();
+    let mut sequence = Sequence::new(&case.texts[3], &mut blocks);
+    for _ in 0..30 {
+        step(&mut runner, &mut [&mut sequence], |_| usize::MAX);
+    }
+    sequence.blocks = blocks.take(37 + 64);
+    sequence.done = 0;
+    while !sequence.ended() {
+        step(&mut runner, &mut [&mut sequence], |_| 25);
+    }
+
+    sequence.check("llama_dynamic");
+}
+
+#[test]
+fn a_step_that_samples_nothing_answers_no_rows() {
+    let case = &cases()["llama"];
+    let mut runner = runner(case);
+    let work = Work { samples: false, ..Sequence::new(&case.texts[4], &mut Blocks::scrambled()).work(20) };
+
+    assert_eq!(runner.step(&[work], &[]).unwrap().size(), [0, 211]);
+    assert_eq!(runner.step(&[], &[]).unwrap().size(), [0, 211]);
+}
+
+#[test]
+fn works_that_do_not_fit_are_refused_by_their_place() {
+    let case = &cases()["llama"];
+    let mut runner = runner(case);
+    let good = Sequence::new(&case.texts[2], &mut Blocks::scrambled()).work(16);
+    let cases = [
+        (Work { tokens: vec![], ..good.clone() }, "no tokens"),
+        (Work { tokens: vec![211], ..good.clone() }, "token 211 of a vocabulary of 211"),
+        (Work { start: 250, ..good.clone() }, "position 265 of a model with 256 positions"),
+        (Work { start: 1, blocks: vec![BlockId(1)], ..good.clone() }, "1 blocks for 17 tokens, which need 2"),
+        (Work { blocks: vec![BlockId(101)], ..good.clone() }, "block 101 of 101"),
+    ];
+    for (bad, expected) in cases {
+        match runner.step(&[good.clone(), bad], &[]) {
+            Err(BackendError::Work { index: 1, reason }) => assert_eq!(reason, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+    let copy = runner.step(&[], &[(BlockId(3), BlockId(101))]).unwrap_err().to_string();
+    assert_eq!(copy, "a copy from block 3 to block 101, of 101");
+}
+
+#[test]
+fn a_sequence_that_becomes_nan_leaves_others_as_they_are() {
+    let case = &cases()["llama"];
+    // Only this token's embedding is broken.
+    let token = 99_u32;
+    let folder = altered(case, "model.safetensors", |bytes| {
+        let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let view = tensors.tensor("model.embed_tokens.weight").unwrap();
+        let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize + token as usize * 48 * 4;
+        let mut bytes = bytes.to_vec();
+        bytes[offset..offset + 4].copy_from_slice(&f32::NAN.to_ne_bytes());
+        bytes
+    });
+    let mut runner = runner_with(folder.path(), DType::F32, 2);
+    let mut blocks = Blocks::scrambled();
+    let mut broken = Sequence::new(&case.texts[4], &mut blocks).work(90);
+    let broken_blocks = broken.blocks.clone();
+    broken.tokens[40] = token;
+    let clean = case.texts[..3].iter().find(|text| !text.ids.contains(&token)).unwrap();
+    let healthy = Sequence::new(clean, &mut blocks);
+
+    let logits = rows(&runner.step(&[broken, healthy.work(90)], &[]).unwrap());
+
+    assert!(logits[0].iter().all(|logit| logit.is_nan()));
+    assert!(difference(&logits[1], &clean.first) < TOLERANCE);
+    // Nor do its blocks harm who has them next.
+    let mut next = Sequence::new(clean, &mut blocks);
+    next.blocks = broken_blocks;
+    let logits = rows(&runner.step(&[next.work(90)], &[]).unwrap());
+    assert!(difference(&logits[0], &clean.first) < TOLERANCE);
+}
+
+/// A copy of the case's folder in which one file is another.
+fn altered(case: &Case, file: &str, change: impl Fn(&[u8]) -> Vec<u8>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(&case.folder).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, folder.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join(file);
+    fs::write(&path, change(&fs::read(&path).unwrap())).unwrap();
+    folder
+}
+
+fn error(folder: &Path) -> LlmError {
+    let options =
+        LlmOptions { path: folder.to_owned(), device: Device::Cpu, dtype: Some(DType::F32), threads: 1 };
+    match llm::load(&options) {
+        Ok(_) => panic!("it loaded"),
+        Err(error) => error,
+    }
+}
+
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    assert!(text.contains(from), "{from}");
+    text.replacen(from, to, 1).into_bytes()
+}
+
+#[test]
+fn what_is_not_implemented_or_wrong_in_the_configuration_is_named() {
+    let case = &cases()["llama_3"];
+    for (from, to, expected) in [
+        (
+            "\"model_type\": \"llama\"",
+            "\"model_type\": \"gemma\"",
+            "model_type \"gemma\", which is not supported",
+        ),
+        (
+            "\"hidden_act\": \"silu\"",
+            "\"hidden_act\": \"relu6\"",
+            "hidden_act \"relu6\", which is not supported",
+        ),
+        (
+            "\"rope_type\": \"llama3\"",
+            "\"rope_type\": \"spiral\"",
+            "rope_type \"spiral\", which is not supported",
+        ),
+        (
+            "\"dtype\": \"float32\"",
+            "\"dtype\": \"int8\"",
+            "elements of type \"int8\", which is not supported",
+        ),
+        (
+            "\"model_type\"",
+            "\"quantization_config\": {}, \"model_type\"",
+            "quantization_config, which is not",
+        ),
+        ("\"hidden_size\": 48", "\"hidden_size\": -48", "hidden_size is -48, not a size"),
+        ("\"hidden_size\": 48", "\"hidden\": 48", "it has no hidden_size"),
+        ("\"low_freq_factor\"", "\"low\"", "it has no rope_parameters.low_freq_factor"),
+        (
+            "\"num_key_value_heads\": 2",
+            "\"num_key_value_heads\": 4",
+            "6 heads of queries do not divide into 4",
+        ),
+        ("{", "[", "config.json is not valid"),
+    ] {
+        let folder = altered(case, "config.json", |bytes| replaced(bytes, from, to));
+        let text = error(folder.path()).to_string();
+        assert!(text.contains(expected) && text.contains("config.json"), "{text}");
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_the_configuration_are_named() {
+    let case = &cases()["llama"];
+    for (from, to, expected) in [
+        ("\"vocab_size\": 211", "\"vocab_size\": 212", "weight model.embed_tokens.weight in"),
+        (
+            "\"num_hidden_layers\": 3",
+            "\"num_hidden_layers\": 4",
+            "has no weight model.layers.3.self_attn.q_proj.weight",
+        ),
+        (
+            "\"attention_bias\": false",
+            "\"attention_bias\": true",
+            "has no weight model.layers.0.self_attn.q_proj.bias",
+        ),
+        (
+            "\"intermediate_size\": 88",
+            "\"intermediate_size\": 80",
+            "has shape [88, 48], config.json asks for [80, 48]",
+        ),
+    ] {
+        let folder = altered(case, "config.json", |bytes| replaced(bytes, from, to));
+        let text = error(folder.path()).to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn missing_and_truncated_shards_are_named() {
+    let case = &cases()["llama_sharded"];
+    let shard = fs::read_dir(&case.folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .find(|name| name.starts_with("model-00002-of-"))
+        .unwrap();
+
+    let truncated = altered(case, &shard, |bytes| bytes[..bytes.len() - 5].to_vec());
+    let missing = altered(case, &shard, <[u8]>::to_vec);
+    fs::remove_file(missing.path().join(&shard)).unwrap();
+    let elsewhere = altered(case, "model.safetensors.index.json", |bytes| {
+        replaced(bytes, "model-00002-of-", "../model-00002-of-")
+    });
+    let unlisted = altered(case, "model.safetensors.index.json", |bytes| {
+        replaced(
+            bytes,
+            "\"weight_map\": {",
+            "\"weight_map\": {\"more.weight\": \"model-00001-of-00000.safetensors\",",
+        )
+    });
+    let none = altered(&cases()["llama"], "config.json", <[u8]>::to_vec);
+    fs::remove_file(none.path().join("model.safetensors")).unwrap();
+
+    for (folder, part) in [
+        (&truncated, "is not valid"),
+        (&missing, "cannot read"),
+        (&elsewhere, "is no file's name"),
+        (&unlisted, "cannot read"),
+        (&none, "neither model.safetensors nor model.safetensors.index.json"),
+    ] {
+        let text = error(folder.path()).to_string();
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(error(truncated.path()).to_string().contains(&shard));
+    assert!(matches!(error(missing.path()), LlmError::Read { path, .. } if path.ends_with(&shard)));
+}
+
+#[test]
+fn old_and_new_forms_of_the_configuration_say_the_same() {
+    let cases = cases();
+    let (old, new) = (&cases["llama_old_config"].folder, &cases["llama_3"].folder);
+    assert_eq!(llm::read(old).unwrap(), llm::read(new).unwrap());
+}
+
+#[test]
+fn end_tokens_and_defaults_come_from_the_generation_file_then_from_the_configuration() {
+    let case = &cases()["llama"];
+    let with = |text: &str| {
+        let folder = altered(case, "config.json", <[u8]>::to_vec);
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        llm::read(folder.path()).unwrap().generation
+    };
+
+    let full =
+        with(r#"{"eos_token_id": [5, 7], "bos_token_id": 3, "do_sample": true, "top_k": 20, "top_p": 0.8}"#);
+    let empty = with("{}");
+
+    assert_eq!((full.end_tokens, full.start_token), (vec![5, 7], Some(3)));
+    assert_eq!(
+        (full.samples, full.top_k, full.top_p, full.temperature),
+        (Some(true), Some(20), Some(0.8), None)
+    );
+    assert_eq!((empty.end_tokens, empty.start_token, empty.samples), (vec![2], Some(1), None));
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
+    let decoder = llm::read(&cases()["llama"].folder).unwrap().decoder;
+
+    assert!(decoder.check_vocabulary(210).is_ok());
+    let refused = decoder.check_vocabulary(211).unwrap_err().to_string();
+    assert_eq!(refused, "the tokenizer has ids up to 211, the model's weights are for a vocabulary of 211");
+}
+
+#[test]
+fn caches_that_cannot_be_are_refused_and_their_bytes_are_foretold() {
+    let folder = &cases()["llama"].folder;
+    let load = || {
+        let options =
+            LlmOptions { path: folder.clone(), device: Device::Cpu, dtype: Some(DType::BF16), threads: 1 };
+        llm::load(&options).unwrap()
+    };
+
+    for size in [(0, 16), (10, 0), (10, 24), (10, 2048)] {
+        let refused = load().with_cache(CacheSize { blocks: size.0, block_size: size.1 }).unwrap_err();
+        assert!(matches!(refused, LlmError::Cache { .. }), "{refused}");
+    }
+    // Keys and values, 3 layers, 2 heads of width 8, 32 tokens, 2 bytes.
+    assert_eq!(load().bytes_per_block(32), 2 * 3 * 2 * 8 * 32 * 2);
+}
