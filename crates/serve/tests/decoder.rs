@@ -11,9 +11,8 @@ use std::process::Command;
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
-use trustformers_serve::backend::llm::{
-    self, BackendError, BlockId, CacheSize, LlmError, LlmOptions, Means, Runner, SequenceId, Work,
-};
+use trustformers_batching::continuous::{BlockId, SequenceId, Work};
+use trustformers_serve::backend::llm::{self, BackendError, CacheSize, LlmError, LlmOptions, Means, Runner};
 use trustformers_serve::tensor::DType;
 use trustformers_serve::torch::paged::InstructionSet;
 
@@ -111,6 +110,7 @@ impl<'a> Sequence<'a> {
             start: u32::try_from(self.done).unwrap(),
             blocks: self.blocks.clone(),
             samples: end == self.tokens.len(),
+            forks: Vec::new(),
         }
     }
 
@@ -295,6 +295,7 @@ fn a_copied_block_is_written_without_changing_the_one_it_came_from() {
         start: u32::try_from(first.done).unwrap(),
         blocks: forked,
         samples: false,
+        forks: Vec::new(),
     };
     drop(runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap());
     while !first.ended() {

@@ -1,10 +1,10 @@
 //! Keys and values of all sequences, in blocks.
 
 use tch::{Device, Kind, Tensor};
+use trustformers_batching::continuous::BlockId;
 
 use super::config::DecoderConfig;
 use super::error::{BackendError, LlmError};
-use super::step::BlockId;
 use crate::torch::paged::{PAGE_ALIGNMENT, Pages};
 
 /// How large a cache is to be.

@@ -38,4 +38,3 @@ pub use self::error::{BackendError, LlmError};
 pub use self::generation::Generation;
 pub use self::rotary::{Rotary, Scaling};
 pub use self::runner::{LlmOptions, LoadedDecoder, Runner, load};
-pub use self::step::{BlockId, SequenceId, Work};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread::ThreadId;
 
 use tch::{Device, Kind, Tensor};
+use trustformers_batching::continuous::{BlockId, Work};
 
 use super::attention::Means;
 use super::cache::{CacheSize, KvCache};
@@ -11,7 +12,7 @@ use super::config::{self, DecoderConfig, Settings};
 use super::decoder::Decoder;
 use super::error::{BackendError, LlmError};
 use super::generation::Generation;
-use super::step::{Batch, BlockId, Limits, Work};
+use super::step::{Batch, Limits};
 use super::weights::Checkpoint;
 use crate::tensor::DType;
 use crate::torch::memory::Turnover;

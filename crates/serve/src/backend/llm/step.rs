@@ -1,31 +1,9 @@
 //! What a step feeds, and how its sequences lie in one flat batch.
 
+use trustformers_batching::continuous::Work;
+
 use super::error::BackendError;
 use crate::torch::paged::Span;
-
-/// Names one sequence of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-/// Index of a block in the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockId(pub u32);
-
-/// What one sequence does in a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
-    /// Whose it is.
-    pub sequence: SequenceId,
-    /// Tokens fed in this step, in order; their keys and values are written at positions
-    /// `start .. start + tokens.len()`.
-    pub tokens: Vec<u32>,
-    /// Position of the first of them.
-    pub start: u32,
-    /// All blocks of the sequence, in order: position `p` lies in `blocks[p / block_size]`.
-    pub blocks: Vec<BlockId>,
-    /// Whether the logits of the last token are wanted.
-    pub samples: bool,
-}
 
 /// Sizes that a step must fit.
 #[derive(Debug, Clone, Copy)]
