@@ -84,6 +84,11 @@ impl Level {
         }
     }
 
+    /// All that wait, in no order.
+    fn tickets(&self, waits: impl Fn(Ticket) -> bool + Copy) -> impl Iterator<Item = Ticket> {
+        self.clients.values().flat_map(move |client| client.order.iter(waits))
+    }
+
     /// The first due of a client.
     fn first_of(&self, client: ClientId) -> Option<Key> {
         self.clients.get(&client)?.order.first()
@@ -232,8 +237,7 @@ impl Queue {
     pub fn with_deadlines(&self, key: GroupKey) -> impl Iterator<Item = &Entry> {
         let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
         let levels = self.groups.get(&key).into_iter().flat_map(|group| &group.levels);
-        let orders = levels.flat_map(|level| level.clients.values().map(|client| &client.order));
-        let tickets = orders.flat_map(move |order| order.iter(waits));
+        let tickets = levels.flat_map(move |level| level.tickets(waits));
         tickets.filter_map(|ticket| self.get(ticket)).filter(|entry| entry.deadline.is_some())
     }
 
@@ -388,8 +392,7 @@ impl Queue {
         let Some((entry, _)) = self.waiting.get(&first) else { return Vec::new() };
         let Some(group) = self.groups.get(&key) else { return Vec::new() };
         let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
-        let level = &group.levels[entry.priority as usize];
-        let others = level.clients.values().flat_map(|client| client.order.iter(waits));
+        let others = group.levels[entry.priority as usize].tickets(waits);
         std::iter::once(first)
             .chain(others.filter(|&ticket| ticket != first))
             .take(most)
@@ -401,9 +404,8 @@ impl Queue {
     pub fn lengths_at(&self, key: GroupKey, priority: Priority, most: usize) -> Vec<(u32, Ticket)> {
         let Some(group) = self.groups.get(&key) else { return Vec::new() };
         let waits = |ticket: Ticket| self.waiting.contains_key(&ticket);
-        let clients = group.levels[priority as usize].clients.values();
-        clients
-            .flat_map(|client| client.order.iter(waits))
+        group.levels[priority as usize]
+            .tickets(waits)
             .take(most)
             .filter_map(|ticket| Some((self.waiting.get(&ticket)?.0.seq_len, ticket)))
             .collect()

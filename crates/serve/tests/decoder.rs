@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod oracles;
+
 use std::collections::BTreeMap;
-use std::collections::hash_map::DefaultHasher;
-use std::fs::{self, File};
-use std::hash::{Hash, Hasher};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -39,23 +38,8 @@ struct Text {
     last: Vec<f32>,
 }
 
-/// The oracles, made by the script when it has changed.
 fn cases() -> BTreeMap<String, Case> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/make_decoder_oracles.py");
-    let mut hasher = DefaultHasher::new();
-    fs::read(&script).unwrap().hash(&mut hasher);
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = target.join(format!("decoder-oracles-{:x}", hasher.finish()));
-    // Each test is a process of its own: the first one makes the oracles, the others wait for it.
-    let lock = File::create(target.join("decoder-oracles.lock")).unwrap();
-    lock.lock().unwrap();
-    let list = folder.join("cases.json");
-    if !list.exists() {
-        drop(fs::remove_dir_all(&folder));
-        let made = Command::new("python3").arg(&script).arg(&folder).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    }
-    serde_json::from_slice(&fs::read(list).unwrap()).unwrap()
+    oracles::cases("decoder")
 }
 
 fn runner_with(folder: &Path, dtype: DType, threads: usize) -> Runner {

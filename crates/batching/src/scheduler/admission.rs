@@ -250,8 +250,12 @@ impl Scheduler {
         if self.running.len() < self.config.instances as usize {
             return Duration::ZERO;
         }
-        let ends = self.running.values().map(|batch| batch.started + batch.predicted.unwrap_or_default());
-        ends.map(|end| end.since(now)).min().unwrap_or_default()
+        self.predicted_ends().map(|end| end.since(now)).min().unwrap_or_default()
+    }
+
+    /// When running batches end, as predicted.
+    pub(super) fn predicted_ends(&self) -> impl Iterator<Item = Time> {
+        self.running.values().map(|batch| batch.started + batch.predicted.unwrap_or_default())
     }
 }
 

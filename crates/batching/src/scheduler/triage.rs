@@ -64,8 +64,7 @@ impl Scheduler {
 
     /// When each instance is free, this one being so now, as far as running batches go as predicted.
     fn free_times(&self, now: Time) -> Vec<Time> {
-        let ends = self.running.values().map(|batch| batch.started + batch.predicted.unwrap_or_default());
-        let others = ends.map(|end| end.max(now)).chain(std::iter::repeat(now));
+        let others = self.predicted_ends().map(|end| end.max(now)).chain(std::iter::repeat(now));
         std::iter::once(now).chain(others).take(self.config.instances.max(1) as usize).collect()
     }
 }
