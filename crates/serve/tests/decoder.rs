@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use trustformers_batching::continuous::{BlockId, SequenceId, Work};
+use trustformers_serve::backend::checkpoint::CheckpointError;
 use trustformers_serve::backend::llm::{self, BackendError, CacheSize, LlmError, LlmOptions, Means, Runner};
 use trustformers_serve::tensor::DType;
 use trustformers_serve::torch::paged::InstructionSet;
@@ -506,7 +507,9 @@ fn missing_and_truncated_shards_are_named() {
         assert!(text.contains(part), "{text}");
     }
     assert!(error(truncated.path()).to_string().contains(&shard));
-    assert!(matches!(error(missing.path()), LlmError::Read { path, .. } if path.ends_with(&shard)));
+    assert!(
+        matches!(error(missing.path()), LlmError::Checkpoint(CheckpointError::Read { path, .. }) if path.ends_with(&shard))
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trustformers_batching::{BatchError, Model, ModelError};
 
 pub mod builtin;
+pub mod checkpoint;
 pub mod delay;
 pub mod encoder;
 pub mod lengths;

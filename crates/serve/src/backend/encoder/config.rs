@@ -1,14 +1,12 @@
 //! What the files beside the weights say: architecture, pooling, limits.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokenizers::TruncationDirection;
 
-use super::error::EncoderError;
 use super::pooling::Pooling;
+use crate::backend::checkpoint::{CheckpointError, read_json, read_optional};
 use crate::torch::linear::Activation;
 
 /// BERT's family: they differ in how positions are numbered and in their weights' prefix.
@@ -132,7 +130,7 @@ const NO_LIMIT: f64 = 1e9;
 ///
 /// A folder with a modules.json is a sentence-transformers model and pools as that says; without one
 /// embeddings are the mean over all tokens, not normalised.
-pub(super) fn read(path: &Path) -> Result<Settings, EncoderError> {
+pub(super) fn read(path: &Path) -> Result<Settings, CheckpointError> {
     let modules = read_modules(path)?;
     let directory = path.join(&modules.transformer);
     let model = read_model(&directory.join("config.json"))?;
@@ -172,7 +170,7 @@ struct Modules {
     normalize: bool,
 }
 
-fn read_modules(path: &Path) -> Result<Modules, EncoderError> {
+fn read_modules(path: &Path) -> Result<Modules, CheckpointError> {
     let file = path.join("modules.json");
     let mut modules = Modules { transformer: String::new(), pooling: Pooling::Mean, normalize: false };
     let Some(list): Option<Vec<RawModule>> = read_optional(&file)? else {
@@ -190,10 +188,10 @@ fn read_modules(path: &Path) -> Result<Modules, EncoderError> {
             }
             (2, "Normalize") => modules.normalize = true,
             _ => {
-                return Err(EncoderError::Unsupported {
+                return Err(CheckpointError::Unsupported {
                     path: file,
                     what: format!("module {class} at place {index}"),
-                    supported: "Transformer, Pooling, and perhaps Normalize, in this order",
+                    supported: "Transformer, Pooling, and perhaps Normalize, in this order".to_owned(),
                 });
             }
         }
@@ -201,14 +199,16 @@ fn read_modules(path: &Path) -> Result<Modules, EncoderError> {
     if pooled {
         Ok(modules)
     } else {
-        Err(EncoderError::Invalid { path: file, message: "it names no Pooling module".into() })
+        Err(CheckpointError::Invalid { path: file, message: "it names no Pooling module".into() })
     }
 }
 
-fn read_model(path: &Path) -> Result<ModelConfig, EncoderError> {
+fn read_model(path: &Path) -> Result<ModelConfig, CheckpointError> {
     let RawType { model_type } = read_json(path)?;
-    let unsupported =
-        |what: String, supported| Err(EncoderError::Unsupported { path: path.to_owned(), what, supported });
+    let unsupported = |what: String, supported: &str| {
+        let (path, supported) = (path.to_owned(), supported.to_owned());
+        Err(CheckpointError::Unsupported { path, what, supported })
+    };
     let architecture = match model_type.as_str() {
         "bert" => Architecture::Bert,
         "roberta" | "xlm-roberta" | "camembert" => Architecture::Roberta,
@@ -245,7 +245,7 @@ fn read_model(path: &Path) -> Result<ModelConfig, EncoderError> {
             Architecture::Roberta => 1,
         }),
     };
-    check(&config).map_err(|message| EncoderError::Invalid { path: path.to_owned(), message })?;
+    check(&config).map_err(|message| CheckpointError::Invalid { path: path.to_owned(), message })?;
     Ok(config)
 }
 
@@ -271,20 +271,4 @@ fn check(config: &ModelConfig) -> Result<(), String> {
         return Err("vocab_size or max_position_embeddings leaves no token or no position".into());
     }
     Ok(())
-}
-
-/// Reads a JSON file that must be there.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderError> {
-    read_optional(path)?
-        .ok_or_else(|| EncoderError::Read { path: path.to_owned(), source: io::ErrorKind::NotFound.into() })
-}
-
-fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EncoderError> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| EncoderError::Invalid { path: path.to_owned(), message: error.to_string() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(EncoderError::Read { path: path.to_owned(), source }),
-    }
 }

@@ -1,69 +1,15 @@
 //! Why an encoder does not load, and why a text or its tokens are refused.
 
-use std::io;
-use std::path::PathBuf;
-
 use tch::TchError;
+
+use crate::backend::checkpoint::CheckpointError;
 
 /// Why a checkpoint does not load.
 #[derive(Debug, thiserror::Error)]
 pub enum EncoderError {
-    /// A file is missing or cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is not what its name says.
-    #[error("{} is not valid: {message}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A file asks for something that is not implemented.
-    #[error("{} asks for {what}, which is not supported; supported: {supported}", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// What it asks for.
-        what: String,
-        /// What would be accepted.
-        supported: &'static str,
-    },
-    /// The checkpoint lacks a weight.
-    #[error("{} has no weight {tensor}", path.display())]
-    MissingWeight {
-        /// The checkpoint.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-    },
-    /// A weight does not fit config.json.
-    #[error("weight {tensor} in {} has shape {got:?}, config.json asks for {expected:?}", path.display())]
-    WeightShape {
-        /// The checkpoint.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-        /// By config.json.
-        expected: Vec<i64>,
-        /// By the checkpoint.
-        got: Vec<i64>,
-    },
-    /// A weight has an element type that is not computed with.
-    #[error("weight {tensor} in {} has type {got}; supported: F32, F16, BF16", path.display())]
-    WeightType {
-        /// The checkpoint.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-        /// Its type.
-        got: String,
-    },
+    /// A file is missing, damaged or asks for what is not implemented.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The limit of tokens does not fit the model.
     #[error("max_length {max_length} does not fit the model, which takes {least} to {most} tokens")]
     MaxLength {

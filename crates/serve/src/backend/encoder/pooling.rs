@@ -5,8 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Kind, TchError, Tensor};
 
-use super::config::read_json;
-use super::error::EncoderError;
+use crate::backend::checkpoint::{CheckpointError, read_json};
 
 /// Which tokens' vectors make the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,15 +67,15 @@ impl RawPooling {
 
 impl Pooling {
     /// Reads a Pooling module's config.json.
-    pub(super) fn read(path: &Path) -> Result<Self, EncoderError> {
+    pub(super) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let modes = read_json::<RawPooling>(path)?.modes();
         match modes.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["mean"] | [] => Ok(Self::Mean),
             ["cls"] => Ok(Self::Cls),
-            _ => Err(EncoderError::Unsupported {
+            _ => Err(CheckpointError::Unsupported {
                 path: path.to_owned(),
                 what: format!("pooling by {}", modes.join(" and ")),
-                supported: "mean, cls",
+                supported: "mean, cls".to_owned(),
             }),
         }
     }

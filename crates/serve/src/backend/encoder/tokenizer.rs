@@ -8,6 +8,7 @@ use tokenizers::{NormalizerWrapper, PostProcessor, Tokenizer, TruncationParams, 
 
 use super::config::Settings;
 use super::error::{EncoderError, TokenError};
+use crate::backend::checkpoint::CheckpointError;
 
 /// Turns texts into token ids, as the checkpoint's tokenizer.json says.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl TextTokenizer {
     ) -> Result<Self, EncoderError> {
         let path = settings.directory.join("tokenizer.json");
         let bytes =
-            std::fs::read(&path).map_err(|source| EncoderError::Read { path: path.clone(), source })?;
+            std::fs::read(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(&path, &*error))?;
         let max_length = max_length.unwrap_or(settings.max_length);
         let least = tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false)) + 1;
@@ -178,5 +179,5 @@ fn configure(
 }
 
 fn invalid(path: &Path, error: &(dyn std::error::Error + Send + Sync)) -> EncoderError {
-    EncoderError::Invalid { path: path.to_owned(), message: error.to_string() }
+    CheckpointError::Invalid { path: path.to_owned(), message: error.to_string() }.into()
 }

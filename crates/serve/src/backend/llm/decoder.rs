@@ -9,7 +9,7 @@ use super::error::LlmError;
 use super::loader::{LayerWeights, Loader};
 use super::norm::{Norm, gated};
 use super::step::Batch;
-use super::weights::Checkpoint;
+use crate::backend::checkpoint::Checkpoint;
 use crate::torch::linear::{Activation, Linear};
 use crate::torch::paged::InstructionSet;
 

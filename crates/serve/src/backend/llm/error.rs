@@ -1,77 +1,16 @@
 //! Why a language model does not load, and why a step is refused.
 
-use std::io;
-use std::path::PathBuf;
-
 use tch::TchError;
 
+use crate::backend::checkpoint::CheckpointError;
 use crate::torch::gauge::is_out_of_memory;
 
 /// Why a checkpoint does not load.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
-    /// A file is missing or cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is not what its name says.
-    #[error("{} is not valid: {message}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A file asks for something that is not implemented.
-    #[error("{} asks for {what}, which is not supported; supported: {supported}", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// What it asks for.
-        what: String,
-        /// What would be accepted.
-        supported: String,
-    },
-    /// The folder holds no weights in a form that is read.
-    #[error("{} has neither model.safetensors nor model.safetensors.index.json", path.display())]
-    NoWeights {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The checkpoint lacks a weight.
-    #[error("{} has no weight {tensor}", path.display())]
-    MissingWeight {
-        /// The checkpoint's folder, or the shard that should hold the weight.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-    },
-    /// A weight does not fit config.json.
-    #[error("weight {tensor} in {} has shape {got:?}, config.json asks for {expected:?}", path.display())]
-    WeightShape {
-        /// The shard.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-        /// By config.json.
-        expected: Vec<i64>,
-        /// By the checkpoint.
-        got: Vec<i64>,
-    },
-    /// A weight has an element type that is not computed with.
-    #[error("weight {tensor} in {} has type {got}; supported: F32, F16, BF16", path.display())]
-    WeightType {
-        /// The shard.
-        path: PathBuf,
-        /// Name of the weight.
-        tensor: String,
-        /// Its type.
-        got: String,
-    },
+    /// A file is missing, damaged or asks for what is not implemented.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The tokenizer makes tokens that the model has no embedding for.
     #[error(
         "the tokenizer has ids up to {highest}, the model's weights are for a vocabulary of {vocabulary}"

@@ -1,11 +1,11 @@
 //! JSON files of a checkpoint, read key by key with errors that name file and key.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::error::LlmError;
+use crate::backend::checkpoint::{CheckpointError, read_json, read_optional};
 
 /// An object of a JSON file. A key that is null counts as absent.
 #[derive(Debug, Clone)]
@@ -22,20 +22,13 @@ const MOST: i64 = 1 << 31;
 impl Json {
     /// Reads a file that must be there.
     pub(super) fn read(path: &Path) -> Result<Self, LlmError> {
-        Self::read_optional(path)?
-            .ok_or_else(|| LlmError::Read { path: path.to_owned(), source: io::ErrorKind::NotFound.into() })
+        Ok(Self { path: path.to_owned(), prefix: String::new(), fields: read_json(path)? })
     }
 
     /// Reads a file that may be missing.
     pub(super) fn read_optional(path: &Path) -> Result<Option<Self>, LlmError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(LlmError::Read { path: path.to_owned(), source }),
-        };
-        let fields = serde_json::from_slice(&bytes)
-            .map_err(|error| LlmError::Invalid { path: path.to_owned(), message: error.to_string() })?;
-        Ok(Some(Self { path: path.to_owned(), prefix: String::new(), fields }))
+        let fields = read_optional(path)?;
+        Ok(fields.map(|fields| Self { path: path.to_owned(), prefix: String::new(), fields }))
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
@@ -48,11 +41,12 @@ impl Json {
     }
 
     pub(super) fn invalid(&self, message: impl Into<String>) -> LlmError {
-        LlmError::Invalid { path: self.path.clone(), message: message.into() }
+        CheckpointError::Invalid { path: self.path.clone(), message: message.into() }.into()
     }
 
     pub(super) fn unsupported(&self, what: impl Into<String>, supported: impl Into<String>) -> LlmError {
-        LlmError::Unsupported { path: self.path.clone(), what: what.into(), supported: supported.into() }
+        let (what, supported) = (what.into(), supported.into());
+        CheckpointError::Unsupported { path: self.path.clone(), what, supported }.into()
     }
 
     fn missing(&self, key: &str) -> LlmError {
@@ -119,16 +113,5 @@ impl Json {
         let Some(fields) = value.as_object() else { return Err(self.wrong(key, value, "an object")) };
         let prefix = format!("{}{key}.", self.prefix);
         Ok(Some(Self { path: self.path.clone(), prefix, fields: fields.clone() }))
-    }
-
-    /// The texts under the keys of an object.
-    pub(super) fn entries(&self) -> Result<Vec<(&str, &str)>, LlmError> {
-        self.fields
-            .iter()
-            .map(|(key, value)| match value.as_str() {
-                Some(text) => Ok((key.as_str(), text)),
-                None => Err(self.wrong(key, value, "a text")),
-            })
-            .collect()
     }
 }

@@ -1,12 +1,12 @@
 //! A decoder's weights by their roles, read from a checkpoint to a device in the type computed with.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::{DecoderConfig, NormKind, Perceptron, Positions};
 use super::error::LlmError;
 use super::names::QkvNames;
 use super::norm::Norm;
-use super::weights::{Checkpoint, stacked};
+use crate::backend::checkpoint::Checkpoint;
 use crate::torch::linear::Linear;
 
 /// Reads weights. What it answers for a role is what the forward pass needs and not a byte more: packed copies
@@ -155,5 +155,17 @@ impl<'a> Loader<'a> {
         }
         let bias = if biased { Some(stacked(biases)?) } else { None };
         Ok(Linear::new(stacked(weights)?, bias)?)
+    }
+}
+
+/// The only tensor of a list, or all of them one under another.
+fn stacked(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {
+    match parts.pop() {
+        Some(only) if parts.is_empty() => Ok(only),
+        Some(last) => {
+            parts.push(last);
+            Tensor::f_cat(&parts, 0)
+        }
+        None => Err(TchError::Shape("a linear layer of nothing".into())),
     }
 }

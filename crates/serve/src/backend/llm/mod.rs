@@ -27,7 +27,6 @@ mod norm;
 mod rotary;
 mod runner;
 mod step;
-mod weights;
 
 pub use self::attention::Means;
 pub use self::cache::CacheSize;

@@ -13,7 +13,7 @@ use super::decoder::Decoder;
 use super::error::{BackendError, LlmError};
 use super::generation::Generation;
 use super::step::{Batch, Limits};
-use super::weights::Checkpoint;
+use crate::backend::checkpoint::{Checkpoint, CheckpointError};
 use crate::tensor::DType;
 use crate::torch::memory::Turnover;
 use crate::torch::shim::InferenceMode;
@@ -54,11 +54,12 @@ pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
     let checkpoint = Checkpoint::open(&options.path)?;
     let kind = options.dtype.map_or(config.kind, kind);
     if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
-        return Err(LlmError::Unsupported {
+        return Err(CheckpointError::Unsupported {
             path: options.path.clone(),
             what: format!("computing with {kind:?}"),
             supported: "f32, bf16, f16".into(),
-        });
+        }
+        .into());
     }
     let _turnover = Turnover::begin();
     let _inference = InferenceMode::enter();
