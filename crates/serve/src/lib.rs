@@ -15,6 +15,7 @@
 //! - [`http`]: routes, bodies, errors
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
+//! - [`generation`]: text from language models, token by token
 //! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
 //! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
@@ -25,6 +26,7 @@ pub mod backend;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod generation;
 pub mod http;
 pub mod logging;
 pub mod metrics;
