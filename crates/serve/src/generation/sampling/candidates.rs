@@ -5,7 +5,7 @@ use super::peaks::{BLOCK, Peaks};
 use super::weights::{Scale, Weights, pick};
 
 /// A token that may be drawn.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Candidate {
     pub(super) token: u32,
     pub(super) logit: f32,
@@ -22,17 +22,32 @@ impl Candidate {
     }
 }
 
+/// Logits that are looked at together before one by one.
+const PART: usize = 16;
+
 /// The tokens that may be drawn, by id.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     list: Vec<Candidate>,
+    /// The tokens of the list that may be drawn, up to the last key, with the sum of their weights.
+    kept: Kept,
     /// The keys of the list, put out of order.
     keys: Vec<u64>,
+    /// The greatest weight of each block of a row.
+    tops: Vec<f32>,
     nucleus: Nucleus,
 }
 
+/// A list's likeliest tokens: those whose key is at most `last`.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) last: u64,
+    /// What they weigh.
+    pub(super) sum: f64,
+}
+
 impl Candidates {
-    /// Takes the tokens that can be among the `count` likeliest and weigh at least `floor` (above 0).
+    /// Takes the tokens that are among the `count` likeliest and weigh at least `floor`.
     pub(super) fn take_likely(
         &mut self,
         logits: &[f32],
@@ -47,13 +62,16 @@ impl Candidates {
             if peak < reached || scale.weight(peak) < floor {
                 continue;
             }
-            let start = block * BLOCK;
-            let end = logits.len().min(start + BLOCK);
-            for (&logit, token) in logits[start..end].iter().zip(start as u32..) {
-                if logit >= reached {
-                    let weight = scale.weight(logit);
-                    if weight >= floor {
-                        self.list.push(Candidate { token, logit, weight });
+            for (start, part) in parts(logits, block) {
+                if !any_reaches(part, reached) {
+                    continue;
+                }
+                for (&logit, token) in part.iter().zip(start as u32..) {
+                    if logit >= reached {
+                        let weight = scale.weight(logit);
+                        if weight >= floor {
+                            self.list.push(Candidate { token, logit, weight });
+                        }
                     }
                 }
             }
@@ -61,27 +79,38 @@ impl Candidates {
         if let Some(count) = count {
             self.keep_likeliest(count);
         }
+        self.keep_all();
     }
 
-    /// Takes the tokens that can be among the likeliest which hold the share `top_p` of `weights`' total, below 1.
-    pub(super) fn take_heavy(&mut self, logits: &[f32], weights: &Weights, total: f64, top_p: f32) {
+    /// Takes the tokens that can be among the likeliest which hold the share `top_p`, below 1, of `weights`' `total`.
+    pub(super) fn take_heavy(
+        &mut self,
+        logits: &[f32],
+        peaks: &Peaks,
+        scale: Scale,
+        (weights, total): (&Weights, f64),
+        top_p: f32,
+    ) {
         self.list.clear();
-        // All tokens below this together weigh less than the share that may be left out.
-        let floor = (1.0 - f64::from(top_p)) * total / logits.len() as f64;
-        let floor = ((floor * (1.0 - 1e-6)) as f32).max(f32::MIN_POSITIVE);
-        for (block, &sum) in weights.sums().iter().enumerate() {
-            if sum < f64::from(floor) {
-                continue;
-            }
-            let start = block * BLOCK;
-            let end = logits.len().min(start + BLOCK);
-            let both = weights.each()[start..end].iter().zip(&logits[start..end]).zip(start as u32..);
-            for ((&weight, &logit), token) in both {
-                if weight >= floor {
-                    self.list.push(Candidate { token, logit, weight });
+        self.tops.clear();
+        self.tops.extend(peaks.blocks().iter().map(|&peak| scale.weight(peak)));
+        let floor = floor(&self.tops, weights.sums(), (1.0 - f64::from(top_p)) * total);
+        for (block, _) in self.tops.iter().enumerate().filter(|(_, top)| **top >= floor) {
+            for (start, part) in parts(weights.each(), block) {
+                if !any_reaches(part, floor) {
+                    continue;
                 }
+                // Where many are taken and many are not, a branch for each would cost more than all else.
+                let mut taken = [Candidate::default(); PART];
+                let mut count = 0;
+                for ((&weight, &logit), token) in part.iter().zip(&logits[start..]).zip(start as u32..) {
+                    taken[count] = Candidate { token, logit, weight };
+                    count += usize::from(weight >= floor);
+                }
+                self.list.extend_from_slice(&taken[..count]);
             }
         }
+        self.keep_all();
     }
 
     fn keep_likeliest(&mut self, count: usize) {
@@ -93,10 +122,20 @@ impl Candidates {
         }
     }
 
+    fn keep_all(&mut self) {
+        let sum = self.list.iter().map(|candidate| f64::from(candidate.weight)).sum();
+        self.kept = Kept { last: u64::MAX, sum };
+    }
+
+    /// What the tokens that may be drawn weigh.
+    pub(super) fn total(&self) -> f64 {
+        self.kept.sum
+    }
+
     /// Keeps the fewest likeliest that together weigh at least `share`.
     pub(super) fn keep_nucleus(&mut self, scale: Scale, share: f64) {
-        if let Some(last) = self.nucleus.last(&self.list, scale, share) {
-            self.list.retain(|candidate| candidate.key() <= last);
+        if let Some(kept) = self.nucleus.search(&self.list, scale, share) {
+            self.kept = kept;
         }
     }
 
@@ -106,13 +145,45 @@ impl Candidates {
         &self.list
     }
 
-    pub(super) fn total(&self) -> f64 {
-        self.list.iter().map(|candidate| f64::from(candidate.weight)).sum()
-    }
-
     /// The first token at which the running sum of weights exceeds `share` of the total; `share` in [0, 1).
     pub(super) fn pick(&self, share: f64) -> Option<u32> {
-        let place = pick(self.list.iter().map(|candidate| candidate.weight), share * self.total());
+        let last = self.kept.last;
+        let weights = self.list.iter().map(|each| if each.key() <= last { each.weight } else { 0.0 });
+        let place = pick(weights, share * self.kept.sum);
         self.list.get(place).map(|candidate| candidate.token)
     }
+}
+
+/// The parts of a block of `values`, each with the index of its first.
+fn parts(values: &[f32], block: usize) -> impl Iterator<Item = (usize, &[f32])> {
+    let start = block * BLOCK;
+    let end = values.len().min(start + BLOCK);
+    (start..end).step_by(PART).zip(values[start..end].chunks(PART))
+}
+
+/// Without a branch for each, so that several are compared at once.
+fn any_reaches(values: &[f32], least: f32) -> bool {
+    values.iter().fold(false, |any, &value| any | (value >= least))
+}
+
+/// A weight such that all lighter tokens together weigh at most `spare`: none of them is in the nucleus that leaves
+/// out so much. Found from the blocks' greatest weights and sums alone, so it is not the greatest such weight.
+fn floor(tops: &[f32], sums: &[f64], spare: f64) -> f32 {
+    let lighter_than = |weight: f32| {
+        let most = f64::from(weight) * (BLOCK - 1) as f64;
+        let bounds = tops.iter().zip(sums).map(|(&top, &sum)| {
+            let rest = if top < weight { sum } else { sum - f64::from(top) };
+            if rest < most { rest } else { most }
+        });
+        bounds.sum::<f64>()
+    };
+    // Less than a last bit is left to the rounding of the sums.
+    let spare = spare * (1.0 - 1e-9);
+    let (mut lowest, mut highest) = (f32::MIN_POSITIVE.ln(), 0.0);
+    for _ in 0..10 {
+        let middle = (lowest + highest) / 2.0;
+        if lighter_than(middle.exp()) <= spare { lowest = middle } else { highest = middle }
+    }
+    // A likelier token's weight may be rounded to one that is a last bit lighter.
+    (lowest.exp() * (1.0 - 1e-5)).max(f32::MIN_POSITIVE)
 }

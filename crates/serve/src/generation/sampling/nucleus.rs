@@ -1,6 +1,6 @@
 //! Where the likeliest tokens hold a share of the weight, found without sorting all of them.
 
-use super::candidates::Candidate;
+use super::candidates::{Candidate, Kept};
 use super::weights::Scale;
 
 /// Candidates that are sorted rather than parted once more.
@@ -43,15 +43,15 @@ impl Parts {
 }
 
 impl Nucleus {
-    /// The key of the last of the fewest likeliest `candidates` that together weigh at least `share`; none where all
-    /// of them do not. Every candidate weighs something.
+    /// The fewest likeliest `candidates` that together weigh at least `share`; none where all of them do not. Every
+    /// candidate weighs something.
     ///
     /// Sums the weights by part of the range of logits, goes on within the part where the sum reaches the share, and
     /// sorts that once it is small.
-    pub(super) fn last(&mut self, candidates: &[Candidate], scale: Scale, share: f64) -> Option<u64> {
+    pub(super) fn search(&mut self, candidates: &[Candidate], scale: Scale, share: f64) -> Option<Kept> {
         self.crowd.clear();
         self.crowd.extend_from_slice(candidates);
-        let mut before = 0.0;
+        let mut sum = 0.0;
         while self.crowd.len() > FEW {
             let Some(parts) = Parts::new(&self.crowd, scale) else { break };
             self.sums.clear();
@@ -59,19 +59,20 @@ impl Nucleus {
             for candidate in &self.crowd {
                 self.sums[parts.of(scale.exponent(candidate.logit))] += f64::from(candidate.weight);
             }
-            let reached = self.sums.iter().position(|sum| {
-                let reaches = before + sum >= share;
-                before += if reaches { 0.0 } else { *sum };
+            let reached = self.sums.iter().position(|part| {
+                let reaches = sum + part >= share;
+                sum += if reaches { 0.0 } else { *part };
                 reaches
             })?;
             self.crowd.retain(|candidate| parts.of(scale.exponent(candidate.logit)) == reached);
         }
         self.crowd.sort_unstable_by_key(Candidate::key);
         let reached = self.crowd.iter().find(|candidate| {
-            before += f64::from(candidate.weight);
-            before >= share
+            sum += f64::from(candidate.weight);
+            sum >= share
         });
         // Rounding may leave the sum of a part, added up in another order, a last bit short.
-        reached.or(self.crowd.last()).map(Candidate::key)
+        let last = reached.or(self.crowd.last())?.key();
+        Some(Kept { last, sum })
     }
 }

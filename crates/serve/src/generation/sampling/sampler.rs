@@ -123,7 +123,7 @@ fn choose(
             return Ok(weights.pick(share) as u32);
         }
         let total = weights.total();
-        candidates.take_heavy(logits, weights, total, top_p);
+        candidates.take_heavy(logits, peaks, scale, (weights, total), top_p);
         total
     };
     if top_p < 1.0 {

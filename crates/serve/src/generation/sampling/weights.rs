@@ -5,14 +5,15 @@ use super::peaks::BLOCK;
 /// Independent running sums, so that the compiler computes them side by side.
 const LANES: usize = 8;
 
-/// The least exponent whose power is a normal `f32`. What lies below weighs nothing: beside the likeliest token's
+/// The least exponent (of 2) whose power is surely a normal `f32`. What lies below weighs nothing: beside the likeliest token's
 /// weight, which is 1, a draw of 53 random bits could not meet it.
-const LEAST_EXPONENT: f32 = -87.0;
+const LEAST_EXPONENT: f32 = -125.0;
 
 /// Turns logits into weights: `exp((logit - greatest) / temperature)`, so that the likeliest token weighs 1.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale {
     greatest: f32,
+    /// Of the temperature times `ln 2`.
     inverse: f32,
 }
 
@@ -20,39 +21,44 @@ impl Scale {
     /// For a row whose greatest logit is finite, and a temperature above 0.
     pub(super) fn new(greatest: f32, temperature: f32) -> Self {
         // The inverse of the least temperatures is infinite, and zero times infinity is no number.
-        Self { greatest, inverse: temperature.recip().min(f32::MAX) }
+        Self { greatest, inverse: (std::f32::consts::LOG2_E / temperature).min(f32::MAX) }
     }
 
-    /// The weight's natural logarithm.
+    /// The weight's logarithm to base 2.
     pub(super) fn exponent(self, logit: f32) -> f32 {
         (logit - self.greatest) * self.inverse
     }
 
     /// Between 0 and 1, with a relative error below 1e-6 beside the exponent's own rounding.
     pub(super) fn weight(self, logit: f32) -> f32 {
-        exponential(self.exponent(logit))
+        power_of_two(self.exponent(logit))
     }
 }
 
-/// `e^x` for `x <= 0`, without branches or calls, so that a loop over it runs several at once: `x = n ln 2 + r`, the
-/// Taylor series of `e^r` to the sixth power (`|r| <= ln 2 / 2`, remainder 1.2e-7), and `n` added to the exponent.
+/// `2^x` for `x <= 0`, without branches or calls, so that a loop over it runs several at once: the Taylor series of
+/// `2^r` to the sixth power, where `r` is what rounding takes from `x` (at most a half, so the remainder is at most
+/// 1.2e-7), and the rounded integer added to the exponent.
 #[inline(always)]
-fn exponential(x: f32) -> f32 {
+fn power_of_two(x: f32) -> f32 {
     /// Adding 1.5 * 2^23 leaves no bits after the point: it rounds, and the low bits hold the integer.
     const ROUNDS: f32 = 12_582_912.0;
-    /// `ln 2` in two parts, the first with bits to spare for a product with an integer.
-    const LN_2_HIGH: f32 = 355.0 / 512.0;
-    const LN_2_LOW: f32 = (std::f64::consts::LN_2 - LN_2_HIGH as f64) as f32;
+    /// The series' coefficients, `(ln 2)^k / k!`.
+    const SERIES: [f32; 7] = {
+        let mut series = [1.0; 7];
+        let mut term = 1.0;
+        let mut k = 1;
+        while k < series.len() {
+            term *= std::f64::consts::LN_2 / k as f64;
+            series[k] = term as f32;
+            k += 1;
+        }
+        series
+    };
     let bounded = if x > LEAST_EXPONENT { x } else { LEAST_EXPONENT };
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUNDS;
-    let n = shifted - ROUNDS;
-    let r = (bounded - n * LN_2_HIGH) - n * LN_2_LOW;
-    let series = 1.0 / 120.0 + r * (1.0 / 720.0);
-    let series = 1.0 / 24.0 + r * series;
-    let series = 1.0 / 6.0 + r * series;
-    let series = 0.5 + r * series;
-    let series = 1.0 + r * series;
-    let series = 1.0 + r * series;
+    let shifted = bounded + ROUNDS;
+    let r = bounded - (shifted - ROUNDS);
+    let [c0, c1, c2, c3, c4, c5, c6] = SERIES;
+    let series = c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * (c5 + r * c6)))));
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < LEAST_EXPONENT { 0.0 } else { series * power }
 }
@@ -109,12 +115,13 @@ impl Weights {
 /// The first place at which the running sum of `weights` exceeds `left`, or the last that weighs anything.
 pub(super) fn pick(weights: impl Iterator<Item = f32>, mut left: f64) -> usize {
     let mut place = 0;
-    for (index, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0.0) {
-        place = index;
-        if left < f64::from(weight) {
+    for (index, weight) in weights.enumerate() {
+        place = if weight > 0.0 { index } else { place };
+        left -= f64::from(weight);
+        // What is left is exactly zero where nothing weighed anything yet, too.
+        if left < 0.0 {
             break;
         }
-        left -= f64::from(weight);
     }
     place
 }

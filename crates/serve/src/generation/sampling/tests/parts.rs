@@ -7,16 +7,19 @@ use crate::generation::sampling::weights::{Scale, Weights};
 
 #[test]
 fn weights_are_powers_of_e() {
-    let scale = Scale::new(0.0, 1.0);
-    assert_eq!(scale.weight(0.0), 1.0);
-    assert_eq!(scale.weight(-0.0), 1.0);
-    assert_eq!(scale.weight(-87.5), 0.0);
-    assert_eq!(scale.weight(f32::MIN), 0.0);
-    assert_eq!(scale.weight(f32::NEG_INFINITY), 0.0);
-    for exponent in noise(1, 200_000).map(|noise| -(noise * noise * 87.0) as f32) {
-        let expected = f64::from(exponent).exp();
-        let error = (f64::from(scale.weight(exponent)) / expected - 1.0).abs();
-        assert!(error < 1e-6, "e^{exponent} is off by {error}");
+    let by_two = Scale::new(0.0, std::f32::consts::LOG2_E);
+    assert_eq!(by_two.weight(0.0), 1.0);
+    assert_eq!(by_two.weight(-0.0), 1.0);
+    assert_eq!(by_two.weight(-3.0), 0.125);
+    assert_eq!(by_two.weight(-125.5), 0.0);
+    assert_eq!(by_two.weight(f32::MIN), 0.0);
+    assert_eq!(by_two.weight(f32::NEG_INFINITY), 0.0);
+    let by_e = Scale::new(0.0, 1.0);
+    for logit in noise(1, 200_000).map(|noise| -(noise * noise * 86.0) as f32) {
+        let error = f64::from(by_two.weight(logit)) / f64::from(logit).exp2() - 1.0;
+        assert!(error.abs() < 5e-7, "2^{logit} is off by {error}");
+        let error = f64::from(by_e.weight(logit)) / f64::from(logit).exp() - 1.0;
+        assert!(error.abs() < 5e-7 + 2e-7 * f64::from(-logit), "e^{logit} is off by {error}");
     }
 }
 
