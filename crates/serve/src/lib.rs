@@ -16,6 +16,7 @@
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
 //! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
+//! - [`text`]: texts of language models as tokens, and back
 //! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
 #![deny(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod server;
 pub mod service;
 pub mod simulate;
 pub mod tensor;
+pub mod text;
 pub mod torch;
 
 pub use service::{
