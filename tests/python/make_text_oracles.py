@@ -173,6 +173,7 @@ VARIED = """{% macro turn(role, text, end=true) -%}
 {{ messages[::-1][0].role }} {{ messages[-1]['role'].startswith('us') }} {{ 'x' in messages[0] }}
 {{ "a" ~ 1 ~ true ~ none }} {{ 7 // 2 }} {{ 7 % 4 }} {{ 2 ** 5 }} {{ [1, 2] + [3] }} {{ undefined_name }}|
 {{ messages[0].content.replace('e', '3') | replace('o', '0') }} {{ ' x '.strip() }}
+{{ messages[0].role.removeprefix('us').removesuffix('r') }}
 {{ extra | default('none') }}
 """
 
@@ -303,6 +304,10 @@ def prompts(loaded: Any) -> list[dict[str, Any]]:
                 case["refused"] = str(error)
             except ValueError as error:
                 case["not_continued"] = str(error)
+            # Where a text is written twice, transformers leaves its mark in the prompt.
+            if "CONTINUE_FINAL_MESSAGE_TAG" in case.get("prompt", ""):
+                case.pop("prompt")
+                case["not_continued"] = "more than once"
             found.append(case)
     return found
 

@@ -69,23 +69,30 @@ fn tojson(
 
 /// Python's methods of texts, lists and objects.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let without = |cut: fn(&'_ str, &'_ str) -> Option<usize>, keep_end: bool| match (value.as_str(), args) {
-        (Some(text), [end]) => end.as_str().map(|end| match cut(text, end) {
-            Some(at) if keep_end => Value::from(&text[at..]),
-            Some(at) => Value::from(&text[..at]),
-            None => value.clone(),
-        }),
-        _ => None,
-    };
-    let found = match name {
-        "removeprefix" => without(|text, end| text.starts_with(end).then_some(end.len()), true),
-        "removesuffix" => without(|text, end| text.strip_suffix(end).map(str::len), false),
-        _ => None,
-    };
-    match found {
-        Some(value) => Ok(value),
-        None => unknown_method_callback(state, value, name, args),
+    let first = args.first().and_then(Value::as_str);
+    match (name, value.as_str(), first, args.len()) {
+        ("removeprefix", Some(text), Some(start), 1) => {
+            Ok(Value::from(text.strip_prefix(start).unwrap_or(text)))
+        }
+        ("removesuffix", Some(text), Some(end), 1) => Ok(Value::from(text.strip_suffix(end).unwrap_or(text))),
+        ("title", Some(text), None, 0) => Ok(Value::from(title(text))),
+        _ => unknown_method_callback(state, value, name, args),
     }
+}
+
+/// Python's `str.title`: a word begins after anything that is no letter.
+fn title(text: &str) -> String {
+    let mut titled = String::with_capacity(text.len());
+    let mut within = false;
+    for character in text.chars() {
+        if within {
+            titled.extend(character.to_lowercase());
+        } else {
+            titled.extend(character.to_uppercase());
+        }
+        within = character.is_alphabetic();
+    }
+    titled
 }
 
 /// `{% generation %}` marks answers for training. It becomes a block that does nothing; lines and blanks

@@ -129,8 +129,12 @@ impl ChatTemplate {
         let text = content.trim().to_owned();
         content.push_str(END_OF_MESSAGES);
         let mut prompt = self.written(&json!(messages), options).map_err(|error| refusal(&error))?;
-        let end = prompt.rfind(END_OF_MESSAGES.trim_end()).filter(|_| prompt.contains(&text));
+        let mark = END_OF_MESSAGES.trim_end();
+        let end = prompt.rfind(mark).filter(|_| prompt.contains(&text));
         let end = end.ok_or(TextError::NotContinued("the chat template leaves its text out"))?;
+        if prompt[..end].contains(mark) {
+            return Err(TextError::NotContinued("the chat template writes its text more than once"));
+        }
         let exact = prompt[end..].starts_with(END_OF_MESSAGES);
         prompt.truncate(end);
         if !exact {
@@ -158,7 +162,7 @@ impl ChatTemplate {
         }
         let template = self.environment.get_template(NAME)?;
         let mut output = Bounded(Vec::new());
-        template.render_captured_to(variables.into_iter().collect::<Any>(), &mut output)?;
+        template.render_captured_to(Any::from_pairs(variables), &mut output)?;
         String::from_utf8(output.0)
             .map_err(|error| minijinja::Error::new(ErrorKind::WriteFailure, error.to_string()))
     }
@@ -230,7 +234,8 @@ fn refusal(error: &minijinja::Error) -> TextError {
         if let Some(Raised(message)) = cause.downcast_ref() {
             return TextError::Refused(message.clone());
         }
-        if cause.is::<Full>() {
+        let written = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if written.is_some_and(|error| error.is::<Full>()) {
             return TextError::TemplateLimit { limit: OUTPUT_LIMIT as u64, unit: "bytes" };
         }
         source = cause.source();
