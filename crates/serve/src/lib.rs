@@ -17,6 +17,7 @@
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
 //! - [`generation`]: text from language models, token by token
 //! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
+//! - [`text`]: texts of language models as tokens, and back
 //! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
 #![deny(unsafe_code)]
@@ -35,6 +36,7 @@ pub mod server;
 pub mod service;
 pub mod simulate;
 pub mod tensor;
+pub mod text;
 pub mod torch;
 
 pub use service::{
