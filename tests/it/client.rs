@@ -32,6 +32,17 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The events of a stream, which has to be whole.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        let text = self.text();
+        let all = text.strip_suffix("data: [DONE]\n\n").expect("the stream ends with its last word");
+        let event =
+            |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
+        all.split_terminator("\n\n").map(event).collect()
+    }
+
     /// The body of a reply that must be a success.
     pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
@@ -105,10 +116,27 @@ impl Connection {
             }
         }
         let mut reply = Reply { status, headers, body: Vec::new() };
+        if reply.header("transfer-encoding") == Some("chunked") {
+            while let Some(chunk) = self.chunk()? {
+                reply.body.extend(chunk);
+            }
+            return Some(reply);
+        }
         let length = reply.header("content-length").map_or(0, |value| value.parse().expect("a number"));
         reply.body = vec![0; length];
         self.reader.read_exact(&mut reply.body).ok()?;
         Some(reply)
+    }
+
+    /// A piece of a body that comes in pieces; `Some(None)` after the last.
+    fn chunk(&mut self) -> Option<Option<Vec<u8>>> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).ok()?;
+        let length = usize::from_str_radix(line.trim_end(), 16).ok()?;
+        let mut chunk = vec![0; length + 2];
+        self.reader.read_exact(&mut chunk).ok()?;
+        chunk.truncate(length);
+        Some(Some(chunk).filter(|chunk| !chunk.is_empty()))
     }
 
     /// Whether nothing arrives for `time`: for what must not happen.

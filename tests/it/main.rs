@@ -3,6 +3,7 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `chats`, `tokens`: conversations with language models, and what they make of texts
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
 //!   what waits, in which order, for how long
@@ -22,6 +23,7 @@ mod process;
 mod batching;
 mod batching_keys;
 mod cancellation;
+mod chats;
 mod cli;
 mod clients;
 mod embeddings;
@@ -48,3 +50,4 @@ mod simulate;
 mod stopping;
 mod tidy;
 mod timeouts;
+mod tokens;

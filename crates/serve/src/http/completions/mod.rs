@@ -1,8 +1,12 @@
-//! OpenAI's completions: text that goes on from a prompt, whole or token by token.
+//! OpenAI's completions: text that goes on from a prompt or a conversation, whole or token by token.
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
 //! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words.
+//! `chat`, `chat_request` and `chat_reply` are the same of conversations.
 
+mod chat;
+mod chat_reply;
+mod chat_request;
 mod events;
 pub(super) mod fields;
 mod options;
@@ -35,6 +39,9 @@ use crate::app::App;
 use crate::generation::Generator;
 use crate::registry::{Running, Version};
 
+pub(super) use self::chat::chats;
+pub(super) use self::chat_request::Conversation;
+pub(super) use self::prompts::encode;
 pub(super) use super::infer::parse_priority as priority;
 
 /// A request for text whose body has arrived.
@@ -125,23 +132,16 @@ async fn complete(
         }
         prompts.push(ids);
     }
-    let urgency = Urgency {
-        headers: &asked.headers,
-        priority: call.options.priority,
-        timeout_ms: call.options.timeout_ms,
-        arrived: asked.arrived,
-    };
-    let ask = Ask {
+    let start = Start {
+        app,
+        asked,
         version,
-        sampling: call.options.sampling(generator, call.logprobs)?,
+        running: &running,
         options: &call.options,
+        logprobs: call.logprobs,
         usual_tokens: USUAL_TOKENS,
-        terms: urgency.terms(app, version)?,
-        timed: urgency.is_timed(),
-        arrived: asked.arrived,
     };
-    let mut texts = submit(&ask, &running, prompts)?;
-    texts.begin().await?;
+    let texts = start.start(prompts).await?;
     let tokenizer = Arc::clone(&generator.tokenizer);
     let replies =
         Completions::new(id, version.model(), tokenizer, echoed, call.logprobs.is_some(), &call.options);
@@ -153,6 +153,43 @@ async fn complete(
 
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
     generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// What the texts of a request are started with, beside their prompts.
+struct Start<'a> {
+    app: &'a App,
+    asked: &'a Asked,
+    version: &'a Arc<Version>,
+    running: &'a Arc<Running>,
+    options: &'a Options,
+    logprobs: Option<u32>,
+    /// Most tokens of a text, where the request does not say.
+    usual_tokens: u32,
+}
+
+impl Start<'_> {
+    /// The texts, of which the first has begun.
+    async fn start(self, prompts: Vec<Vec<u32>>) -> Result<Texts, ApiError> {
+        let Self { app, asked, version, running, options, logprobs, usual_tokens } = self;
+        let urgency = Urgency {
+            headers: &asked.headers,
+            priority: options.priority,
+            timeout_ms: options.timeout_ms,
+            arrived: asked.arrived,
+        };
+        let ask = Ask {
+            version,
+            sampling: options.sampling(generator(version, running)?, logprobs)?,
+            options,
+            usual_tokens,
+            terms: urgency.terms(app, version)?,
+            timed: urgency.is_timed(),
+            arrived: asked.arrived,
+        };
+        let mut texts = submit(&ask, running, prompts)?;
+        texts.begin().await?;
+        Ok(texts)
+    }
 }
 
 /// How often a request follows a model to its replacement before it gives up.
