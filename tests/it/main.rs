@@ -3,6 +3,7 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `completions`: text that is generated, whole and as it grows
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
 //!   what waits, in which order, for how long
@@ -24,6 +25,7 @@ mod batching_keys;
 mod cancellation;
 mod cli;
 mod clients;
+mod completions;
 mod embeddings;
 mod errors;
 mod examples;
