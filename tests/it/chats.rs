@@ -3,20 +3,22 @@
 use serde_json::{Value, json};
 
 use crate::client::Reply;
+use crate::completions::{COMPLETIONS, stream, with};
 use crate::fixtures::{chatty, language_model};
 use crate::harness::{DELAY, Running, quoted, start};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A greedy chat of a few tokens that nothing but their number ends, with changes.
-fn chat(running: &Running, changes: &Value) -> Reply {
+/// A greedy chat of a few tokens that nothing but their number ends.
+fn hello() -> Value {
     let messages =
         json!([{ "role": "system", "content": "Be brief" }, { "role": "user", "content": "Hello 🦊" }]);
-    let mut body = json!({ "messages": messages, "temperature": 0, "max_tokens": 12, "ignore_eos": true });
-    for (name, value) in changes.as_object().unwrap() {
-        body[name] = value.clone();
-    }
-    running.post(CHAT, &body)
+    json!({ "messages": messages, "temperature": 0, "max_tokens": 12, "ignore_eos": true })
+}
+
+/// The same with other fields.
+fn chat(running: &Running, changes: &Value) -> Reply {
+    running.post(CHAT, &with(&hello(), changes.clone()))
 }
 
 fn content(reply: &Value) -> &str {
@@ -38,7 +40,7 @@ fn a_chat_goes_on_from_the_prompt_that_its_template_writes() {
     let plain = json!({
         "prompt": prompt, "add_special_tokens": false, "temperature": 0, "max_tokens": 12, "ignore_eos": true,
     });
-    let completion = running.post("/v1/completions", &plain).ok();
+    let completion = running.post(COMPLETIONS, &plain).ok();
     assert_eq!(completion["choices"][0]["text"], content(&reply));
     assert_eq!(completion["usage"]["prompt_tokens"], reply["usage"]["prompt_tokens"]);
     assert_eq!(reply["usage"]["completion_tokens"], 12);
@@ -48,8 +50,8 @@ fn a_chat_goes_on_from_the_prompt_that_its_template_writes() {
 fn a_streamed_chat_begins_with_its_role_and_adds_up_to_the_whole() {
     let running = start(&chatty());
     let whole = chat(&running, &json!({})).ok();
-    let changes = json!({ "stream": true, "stream_options": { "include_usage": true } });
-    let events = chat(&running, &changes).events();
+    let asked = with(&hello(), json!({ "stream_options": { "include_usage": true } }));
+    let events = stream(&running, CHAT, &asked);
     assert!(events.iter().all(|event| event["object"] == "chat.completion.chunk"));
     assert!(events.iter().all(|event| event["id"] == events[0]["id"]));
     assert_eq!(events[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
@@ -72,8 +74,7 @@ fn several_answers_are_told_apart_whole_and_streamed() {
     let answers = whole["choices"].as_array().unwrap();
     let mut texts = vec![String::new(); 3];
     let mut roles = [0; 3];
-    let streamed = chat(&running, &json!({ "n": 3, "temperature": 1, "seed": 5, "stream": true }));
-    for event in streamed.events() {
+    for event in stream(&running, CHAT, &with(&hello(), changes)) {
         let choice = &event["choices"][0];
         let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
         texts[index] += choice["delta"]["content"].as_str().unwrap_or_default();
@@ -181,7 +182,7 @@ fn a_model_without_a_chat_template_says_what_it_can_do() {
     let running = start(&format!("models.plain.path = {}\n", quoted(&language_model("plain"))));
     let words = "model \"plain\" has no chat template: ask /v1/completions with a prompt";
     refused(&running, &json!({}), Some("messages"), words);
-    running.post("/v1/completions", &json!({ "prompt": "The", "max_tokens": 2 })).ok();
+    running.post(COMPLETIONS, &json!({ "prompt": "The", "max_tokens": 2 })).ok();
 }
 
 #[test]

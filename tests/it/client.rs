@@ -32,17 +32,6 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The events of a stream, which has to be whole.
-    pub(crate) fn events(&self) -> Vec<Value> {
-        assert_eq!(self.status, 200, "{}", self.text());
-        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
-        let text = self.text();
-        let all = text.strip_suffix("data: [DONE]\n\n").expect("the stream ends with its last word");
-        let event =
-            |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
-        all.split_terminator("\n\n").map(event).collect()
-    }
-
     /// The body of a reply that must be a success.
     pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
@@ -117,7 +106,7 @@ impl Connection {
         }
         let mut reply = Reply { status, headers, body: Vec::new() };
         if reply.header("transfer-encoding") == Some("chunked") {
-            while let Some(chunk) = self.chunk()? {
+            while let Some(chunk) = self.chunk().filter(|chunk| !chunk.is_empty()) {
                 reply.body.extend(chunk);
             }
             return Some(reply);
@@ -128,15 +117,26 @@ impl Connection {
         Some(reply)
     }
 
-    /// A piece of a body that comes in pieces; `Some(None)` after the last.
-    fn chunk(&mut self) -> Option<Option<Vec<u8>>> {
+    /// The next part of a body that is sent in parts; the last is empty.
+    fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut line = String::new();
         self.reader.read_line(&mut line).ok()?;
         let length = usize::from_str_radix(line.trim_end(), 16).ok()?;
         let mut chunk = vec![0; length + 2];
         self.reader.read_exact(&mut chunk).ok()?;
         chunk.truncate(length);
-        Some(Some(chunk).filter(|chunk| !chunk.is_empty()))
+        Some(chunk)
+    }
+
+    /// Reads until `text` has come, and all before it; fails when the server hangs up before that.
+    pub(crate) fn read_until(&mut self, text: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(text.as_bytes()) {
+            let mut byte = [0];
+            self.reader.read_exact(&mut byte).expect("the server goes on");
+            read.extend(byte);
+        }
+        String::from_utf8_lossy(&read).into_owned()
     }
 
     /// Whether nothing arrives for `time`: for what must not happen.

@@ -3,6 +3,7 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `completions`: text that is generated, whole and as it grows
 //! - `chats`, `tokens`: conversations with language models, and what they make of texts
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
@@ -26,6 +27,7 @@ mod cancellation;
 mod chats;
 mod cli;
 mod clients;
+mod completions;
 mod embeddings;
 mod errors;
 mod examples;

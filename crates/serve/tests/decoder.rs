@@ -95,6 +95,7 @@ impl<'a> Sequence<'a> {
             start: u32::try_from(self.done).unwrap(),
             blocks: self.blocks.clone(),
             samples: end == self.tokens.len(),
+            scores: false,
             forks: Vec::new(),
         }
     }
@@ -280,6 +281,7 @@ fn a_copied_block_is_written_without_changing_the_one_it_came_from() {
         start: u32::try_from(first.done).unwrap(),
         blocks: forked,
         samples: false,
+        scores: false,
         forks: Vec::new(),
     };
     drop(runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap());
@@ -316,6 +318,29 @@ fn a_step_that_samples_nothing_answers_no_rows() {
 
     assert_eq!(runner.step(&[work], &[]).unwrap().size(), [0, 211]);
     assert_eq!(runner.step(&[], &[]).unwrap().size(), [0, 211]);
+}
+
+#[test]
+fn a_work_that_scores_answers_a_row_for_each_token() {
+    let case = &cases()["llama"];
+    let (mut runner, mut blocks) = (runner(case), Blocks::scrambled());
+    let [mut alone, mut scored] = [(); 2].map(|()| Sequence::new(&case.texts[3], &mut blocks));
+    let other = Sequence::new(&case.texts[2], &mut blocks).work(usize::MAX);
+    let silent = Work { samples: false, ..Sequence::new(&case.texts[1], &mut blocks).work(5) };
+    for most in [20, usize::MAX] {
+        let scores = Work { scores: true, ..scored.work(most) };
+        scored.done += scores.tokens.len();
+        let works = [silent.clone(), scores.clone(), other.clone()];
+        let mut logits = rows(&runner.step(&works, &[]).unwrap());
+
+        assert!(difference(&logits.pop().unwrap(), &case.texts[2].first) < TOLERANCE);
+        assert_eq!(logits.len(), scores.tokens.len());
+        for row in logits {
+            let one = Work { samples: true, ..alone.work(1) };
+            alone.done += 1;
+            assert!(difference(&row, &rows(&runner.step(&[one], &[]).unwrap())[0]) < TOLERANCE);
+        }
+    }
 }
 
 #[test]

@@ -148,8 +148,9 @@ impl Runner {
     }
 
     /// Copies blocks, feeds the tokens of all works at once, writes their keys and values to their blocks, and
-    /// answers the logits of the last token of each work that samples, in their order: `[works that sample,
-    /// vocabulary]` in `f32`, on the model's device.
+    /// answers logits `[rows, vocabulary]` in `f32`, on the model's device: work after work, a row for each token of
+    /// one that scores, in their order, so that the last is what is sampled if it samples too; else a row for the
+    /// last token of one that samples, and none for the others.
     ///
     /// No two works may write to one block, and none may write to what another reads.
     ///
