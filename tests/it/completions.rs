@@ -35,7 +35,8 @@ pub(crate) fn stream(running: &Running, path: &str, body: &Value) -> Vec<Value> 
     assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"));
     let body = reply.text();
     let events = body.strip_suffix("data: [DONE]\n\n").expect("a last word");
-    let event = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
+    let event =
+        |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
     events.split_terminator("\n\n").map(event).collect()
 }
 
@@ -69,10 +70,7 @@ fn a_completion_has_openais_fields() {
     assert!(!text(&reply).is_empty());
     let usage = &reply["usage"];
     assert_eq!(usage["completion_tokens"], 8);
-    assert_eq!(
-        usage["total_tokens"].as_u64().unwrap(),
-        usage["prompt_tokens"].as_u64().unwrap() + 8
-    );
+    assert_eq!(usage["total_tokens"].as_u64().unwrap(), usage["prompt_tokens"].as_u64().unwrap() + 8);
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
 }
 
@@ -130,7 +128,9 @@ fn the_same_seed_gives_the_same_text_whatever_else_runs() {
     let body = with(&likeliest(30), json!({ "temperature": 1.2, "seed": 11 }));
     let alone = text(&running.post(COMPLETIONS, &body).ok()).to_owned();
     let company: Vec<_> = (0..6)
-        .map(|seed| running.post_later(COMPLETIONS, &with(&likeliest(60), json!({ "temperature": 1, "seed": seed }))))
+        .map(|seed| {
+            running.post_later(COMPLETIONS, &with(&likeliest(60), json!({ "temperature": 1, "seed": seed })))
+        })
         .collect();
     assert_eq!(text(&running.post(COMPLETIONS, &body).ok()), alone);
     let other = running.post(COMPLETIONS, &with(&body, json!({ "seed": 12 }))).ok();
@@ -274,9 +274,7 @@ fn clients_who_leave_free_their_blocks() {
 fn more_texts_than_the_cache_holds_are_all_answered_alike() {
     // 24 blocks of 16 tokens: about 5 of these texts at once.
     let small = "models.tinylm.batching.continuous.kv_cache_memory = '300KB'\n";
-    let body = |index: u32| {
-        with(&likeliest(60), json!({ "prompt": [4 + index, 5, 6, 7], "temperature": 0 }))
-    };
+    let body = |index: u32| with(&likeliest(60), json!({ "prompt": [4 + index, 5, 6, 7], "temperature": 0 }));
     let running = start(TINYLM);
     let alone: Vec<_> = (0..20).map(|index| running.post(COMPLETIONS, &body(index)).ok()).collect();
     let crowded = start(small);

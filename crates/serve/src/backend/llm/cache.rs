@@ -49,9 +49,9 @@ impl KvCache {
         let (heads, width) = (config.kv_heads, config.head_dim);
         let layer = |_| {
             let zeros = |shape: [i64; 4]| match device {
-            Device::Cpu => reserved::zeros(&shape, kind),
-            device => Tensor::f_zeros(shape, (kind, device)),
-        };
+                Device::Cpu => reserved::zeros(&shape, kind),
+                device => Tensor::f_zeros(shape, (kind, device)),
+            };
             Ok(Pages {
                 keys: zeros([count, heads, width, tokens])?,
                 values: zeros([count, heads, tokens, width])?,

@@ -24,7 +24,7 @@ use trustformers_batching::continuous::Refusal;
 use self::fields::Fields;
 use self::options::Options;
 use self::prompts::Prompt;
-use self::reply::Completions;
+use self::reply::{Completions, Echo};
 use self::texts::{Ask, Texts};
 use super::body;
 use super::error::{ApiError, Code};
@@ -110,7 +110,7 @@ async fn complete(
     let generator = generator(version, &running)?;
     let special = call.options.add_special_tokens.unwrap_or(true);
     let mut prompts = Vec::with_capacity(call.prompts.len());
-    let mut echoed = Vec::new();
+    let mut echoed: Vec<Echo> = Vec::new();
     for prompt in call.prompts {
         let text = match &prompt {
             Prompt::Text(text) if call.echo => Some(text.clone()),
@@ -118,10 +118,11 @@ async fn complete(
         };
         let ids = prompt.into_ids(app, generator, special).await?;
         if call.echo {
-            echoed.push(match text {
+            let text = match text {
                 Some(text) => text,
                 None => decode(generator, &ids)?,
-            });
+            };
+            echoed.push(Echo { text, first: ids[0], scored: Vec::new() });
         }
         prompts.push(ids);
     }
@@ -135,6 +136,7 @@ async fn complete(
         version,
         sampling: call.options.sampling(generator, call.logprobs)?,
         options: &call.options,
+        scores_prompt: call.echo && call.logprobs.is_some(),
         usual_tokens: USUAL_TOKENS,
         terms: urgency.terms(app, version)?,
         timed: urgency.is_timed(),
