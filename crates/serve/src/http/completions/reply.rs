@@ -34,7 +34,7 @@ pub(super) struct Completions {
 }
 
 /// A prompt that stands before its texts.
-pub(super) struct Echo {
+pub(in crate::http) struct Echo {
     pub(super) text: String,
     /// Its first token.
     pub(super) first: u32,

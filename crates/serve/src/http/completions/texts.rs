@@ -18,6 +18,7 @@ use crate::generation::sampling::{Logprobs, Sampling};
 use crate::http::error::{ApiError, Code};
 use crate::http::infer::already_counted;
 use crate::registry::{Running, Terms, Version};
+use crate::text::Tokenizer;
 
 /// What a request asks of the engine, for each of its prompts.
 pub(in crate::http) struct Ask<'a> {
@@ -43,6 +44,7 @@ pub(in crate::http) struct Texts {
     named_stops: Vec<u32>,
     /// Read ahead, so that an error before the first token has a status of its own.
     first: Option<Result<Update, ApiError>>,
+    tokenizer: Arc<Tokenizer>,
     version: Arc<Version>,
     arrived: Instant,
     /// Keeps the model until the texts have ended.
@@ -121,6 +123,7 @@ impl Texts {
             each: ask.options.best_of as usize,
             named_stops: stop_tokens.iter().copied().filter(|&token| ask.options.names(token)).collect(),
             first: None,
+            tokenizer: Arc::clone(&generator.tokenizer),
             version: Arc::clone(ask.version),
             arrived: ask.arrived,
             _running: Arc::clone(running),
@@ -181,6 +184,11 @@ impl Texts {
             }
         }
         if all_ended { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// What makes texts of their tokens.
+    pub(in crate::http) fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
     }
 
     /// Texts of each prompt.
