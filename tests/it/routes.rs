@@ -17,7 +17,7 @@ fn every_route_answers() {
             "/v1/inference" => json!({ "model": "delay", "data": [1.0] }),
             "/v1/inference/batch" => json!({ "model": "delay", "instances": [[1.0]] }),
             "/v1/embeddings" => json!({ "input": "a text" }),
-            "/v1/completions" | "/tokenize" => json!({ "prompt": "a text" }),
+            "/v1/completions" | "/v1/inference/stream" | "/tokenize" => json!({ "prompt": "a text" }),
             "/v1/chat/completions" => {
                 json!({ "messages": [{ "role": "user", "content": "a text" }], "max_tokens": 2 })
             }

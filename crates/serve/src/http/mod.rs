@@ -40,6 +40,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/{name}/predict"),
     ("POST", "/v1/inference"),
     ("POST", "/v1/inference/batch"),
+    ("POST", "/v1/inference/stream"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/tokenize"),
@@ -67,6 +68,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models/{name}/predict", post(predict::by_path))
         .route("/v1/inference", post(predict::by_body))
         .route("/v1/inference/batch", post(predict::by_body_many))
+        .route("/v1/inference/stream", post(completions::inference::stream))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(completions::chats))
         .route("/tokenize", post(tokens::tokenize))

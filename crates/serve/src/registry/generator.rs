@@ -110,6 +110,7 @@ fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
         start: u32::try_from(start).unwrap_or(0),
         blocks: vec![BlockId(0)],
         samples: true,
+        scores: false,
         forks: Vec::new(),
     };
     for _ in 0..runs {

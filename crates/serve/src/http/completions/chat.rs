@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::chat_reply::Chats;
 use super::chat_request::{ChatCall, Conversation};
 use super::prompts::Prompt;
-use super::{Asked, Start, events, generating_model, generator};
+use super::{Asked, Question, events, generating_model, generator};
 use crate::app::App;
 use crate::generation::Generator;
 use crate::http::body;
@@ -43,22 +43,19 @@ async fn chat(
 ) -> Result<Response, ApiError> {
     let running = ready(version)?;
     let generator = generator(version, &running)?;
-    let special = call.options.add_special_tokens;
-    let prompt = call.conversation.into_ids(app, version, generator, special).await?;
-    let start = Start {
-        app,
-        asked,
-        version,
-        running: &running,
-        options: &call.options,
-        logprobs: call.logprobs,
+    let ChatCall { conversation, logprobs, options, .. } = call;
+    let prompt = conversation.into_ids(app, version, generator, options.add_special_tokens).await?;
+    let question = Question {
+        prompts: vec![Prompt::Ids(prompt)],
+        echo: false,
+        logprobs,
         // An answer ends where its model ends it, or with the context.
         usual_tokens: u32::MAX,
+        options: &options,
     };
-    let texts = start.start(vec![prompt]).await?;
-    let tokenizer = Arc::clone(&generator.tokenizer);
-    let replies = Chats::new(id, version.model(), tokenizer, call.logprobs, &call.options);
-    if call.options.stream {
+    let (texts, _) = question.put(app, version, asked).await?;
+    let replies = Chats::new(id, version.model(), texts.tokenizer(), logprobs, &options);
+    if options.stream {
         return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
     }
     Ok(replies.whole(texts).await?.into_response())

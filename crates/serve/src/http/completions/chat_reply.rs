@@ -147,7 +147,7 @@ impl Chats {
     pub(super) async fn whole(self, mut texts: Texts) -> Result<Json<Value>, ApiError> {
         let mut answers: Vec<Option<Answer>> = Vec::new();
         while let Some(update) = texts.next().await {
-            let Update { index, mut delta } = update?;
+            let Update { index, mut delta, .. } = update?;
             let logprobs = self.logprobs(&mut delta);
             if answers.len() <= index {
                 answers.resize_with(index + 1, || None);
@@ -184,7 +184,7 @@ impl Answer {
 
 impl Dialect for Chats {
     fn update(&mut self, update: Update, events: &mut Events) {
-        let Update { index, mut delta } = update;
+        let Update { index, mut delta, .. } = update;
         if self.begun.len() <= index {
             self.begun.resize(index + 1, false);
         }

@@ -1,14 +1,15 @@
 //! OpenAI's completions: text that goes on from a prompt or a conversation, whole or token by token.
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
-//! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words.
-//! `chat`, `chat_request` and `chat_reply` are the same of conversations.
+//! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations.
 
 mod chat;
 mod chat_reply;
 mod chat_request;
 mod events;
 pub(super) mod fields;
+pub(super) mod inference;
 mod options;
 mod prompts;
 mod reply;
@@ -28,7 +29,7 @@ use trustformers_batching::continuous::Refusal;
 use self::fields::Fields;
 use self::options::Options;
 use self::prompts::Prompt;
-use self::reply::Completions;
+use self::reply::{Completions, Echo};
 use self::texts::{Ask, Texts};
 use super::body;
 use super::error::{ApiError, Code};
@@ -74,7 +75,7 @@ pub(super) async fn completions(
     let asked = Asked::read(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
-    let result = async { complete(&app, &version, &asked, call, id.as_str()).await }.await;
+    let result = async { call.answer(&app, &version, &asked, id.as_str()).await }.await;
     counted(&version, result)
 }
 
@@ -87,6 +88,9 @@ struct Call {
     options: Options,
 }
 
+/// What OpenAI generates where `max_tokens` is not said.
+const USUAL_TOKENS: u32 = 16;
+
 impl Call {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
@@ -97,99 +101,90 @@ impl Call {
             logprobs: fields.optional("logprobs")?,
             options: Options::read(&mut fields)?,
         };
-        fields.ignore(&["suffix"]);
         fields.finish()?;
         Ok(call)
     }
-}
 
-/// What OpenAI generates where `max_tokens` is not said.
-const USUAL_TOKENS: u32 = 16;
-
-async fn complete(
-    app: &App,
-    version: &Arc<Version>,
-    asked: &Asked,
-    call: Call,
-    id: &str,
-) -> Result<Response, ApiError> {
-    let running = ready(version)?;
-    let generator = generator(version, &running)?;
-    let special = call.options.add_special_tokens.unwrap_or(true);
-    let mut prompts = Vec::with_capacity(call.prompts.len());
-    let mut echoed = Vec::new();
-    for prompt in call.prompts {
-        let text = match &prompt {
-            Prompt::Text(text) if call.echo => Some(text.clone()),
-            _ => None,
-        };
-        let ids = prompt.into_ids(app, generator, special).await?;
-        if call.echo {
-            echoed.push(match text {
-                Some(text) => text,
-                None => decode(generator, &ids)?,
-            });
+    async fn answer(
+        self,
+        app: &App,
+        version: &Arc<Version>,
+        asked: &Asked,
+        id: &str,
+    ) -> Result<Response, ApiError> {
+        let Self { prompts, echo, logprobs, options, .. } = self;
+        let question = Question { prompts, echo, logprobs, usual_tokens: USUAL_TOKENS, options: &options };
+        let (texts, echoed) = question.put(app, version, asked).await?;
+        let replies =
+            Completions::new(id, version.model(), texts.tokenizer(), echoed, logprobs.is_some(), &options);
+        if options.stream {
+            return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
         }
-        prompts.push(ids);
+        Ok(replies.whole(texts).await?.into_response())
     }
-    let start = Start {
-        app,
-        asked,
-        version,
-        running: &running,
-        options: &call.options,
-        logprobs: call.logprobs,
-        usual_tokens: USUAL_TOKENS,
-    };
-    let texts = start.start(prompts).await?;
-    let tokenizer = Arc::clone(&generator.tokenizer);
-    let replies =
-        Completions::new(id, version.model(), tokenizer, echoed, call.logprobs.is_some(), &call.options);
-    if call.options.stream {
-        return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
-    }
-    Ok(replies.whole(texts).await?.into_response())
 }
 
-fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
-    generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
+/// What the engine is asked, whoever asks.
+pub(super) struct Question<'a> {
+    pub(super) prompts: Vec<Prompt>,
+    /// Whether the prompts stand before their texts.
+    pub(super) echo: bool,
+    /// How many of the likeliest tokens are named at each.
+    pub(super) logprobs: Option<u32>,
+    /// Most tokens of a text where the request does not say; never more than there is room for.
+    pub(super) usual_tokens: u32,
+    pub(super) options: &'a Options,
 }
 
-/// What the texts of a request are started with, beside their prompts.
-struct Start<'a> {
-    app: &'a App,
-    asked: &'a Asked,
-    version: &'a Arc<Version>,
-    running: &'a Arc<Running>,
-    options: &'a Options,
-    logprobs: Option<u32>,
-    /// Most tokens of a text, where the request does not say.
-    usual_tokens: u32,
-}
-
-impl Start<'_> {
-    /// The texts, of which the first has begun.
-    async fn start(self, prompts: Vec<Vec<u32>>) -> Result<Texts, ApiError> {
-        let Self { app, asked, version, running, options, logprobs, usual_tokens } = self;
+impl Question<'_> {
+    /// Asks it. Answers when the first text has begun.
+    pub(super) async fn put(
+        self,
+        app: &App,
+        version: &Arc<Version>,
+        asked: &Asked,
+    ) -> Result<(Texts, Vec<Echo>), ApiError> {
+        let running = ready(version)?;
+        let generator = generator(version, &running)?;
         let urgency = Urgency {
             headers: &asked.headers,
-            priority: options.priority,
-            timeout_ms: options.timeout_ms,
+            priority: self.options.priority,
+            timeout_ms: self.options.timeout_ms,
             arrived: asked.arrived,
         };
         let ask = Ask {
             version,
-            sampling: options.sampling(generator(version, running)?, logprobs)?,
-            options,
-            usual_tokens,
+            sampling: self.options.sampling(generator, self.logprobs)?,
+            options: self.options,
+            scores_prompt: self.echo && self.logprobs.is_some(),
+            usual_tokens: self.usual_tokens,
             terms: urgency.terms(app, version)?,
             timed: urgency.is_timed(),
             arrived: asked.arrived,
         };
-        let mut texts = submit(&ask, running, prompts)?;
+        let special = self.options.add_special_tokens.unwrap_or(true);
+        let mut prompts = Vec::with_capacity(self.prompts.len());
+        let mut echoed = Vec::new();
+        for prompt in self.prompts {
+            let text = match &prompt {
+                Prompt::Text(text) if self.echo => Some(text.clone()),
+                _ => None,
+            };
+            let ids = prompt.into_ids(app, generator, special).await?;
+            if self.echo {
+                let text = text.map_or_else(|| decode(generator, &ids), Ok)?;
+                echoed.push(Echo { text, first: ids[0], scored: Vec::new() });
+            }
+            prompts.push(ids);
+        }
+        let mut texts = submit(&ask, &running, prompts)?;
         texts.begin().await?;
-        Ok(texts)
+        Ok((texts, echoed))
     }
+}
+
+fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
+    generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// How often a request follows a model to its replacement before it gives up.
