@@ -31,6 +31,8 @@ mod completions;
 mod embeddings;
 mod errors;
 mod examples;
+mod generation_errors;
+mod generation_keys;
 mod heads;
 mod health;
 mod inference;

@@ -159,7 +159,7 @@ fn tests() -> Vec<(PathBuf, String)> {
 #[test]
 fn every_configuration_key_has_a_test_with_two_values() {
     let text = |file: &str| fs::read_to_string(root().join("tests/it").join(file)).unwrap();
-    let both = text("keys.rs") + &text("batching_keys.rs");
+    let both = text("keys.rs") + &text("batching_keys.rs") + &text("generation_keys.rs");
     let dense: String = both.split_whitespace().collect();
     for key in trustformers_serve::config::known_keys() {
         let each = key.rsplit_once("batching.").map_or("", |(_, last)| last);

@@ -406,7 +406,8 @@ impl Shared {
 
     /// Takes a step's outcome in and tells the callers.
     fn commit(&self, span: Span, plan: StepPlan, stepped: Stepped) {
-        let Stepped { outcomes, drawings, scored, failed } = stepped;
+        let works = stepped.works();
+        let Stepped { outcomes, drawings, scored } = stepped;
         let now = span.ended;
         let mut outcome =
             StepOutcome { id: plan.id, busy: now.since(span.began), tokens: Vec::new(), failed: Vec::new() };
@@ -437,8 +438,8 @@ impl Shared {
                 }
             }
         }
-        if let Some(breaker) = &mut state.breaker {
-            if failed { breaker.failed(now) } else { breaker.succeeded(now) }
+        if let (Some(breaker), Some(works)) = (&mut state.breaker, works) {
+            if works { breaker.succeeded(now) } else { breaker.failed(now) }
         }
         let busy = outcome.busy;
         let ended = state.scheduler.commit(now, outcome);

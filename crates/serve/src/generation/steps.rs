@@ -32,8 +32,15 @@ pub(super) struct Stepped {
     /// What was drawn with, to go on with.
     pub(super) drawings: Vec<Drawing>,
     pub(super) scored: Vec<Scored>,
-    /// Whether nothing of it ran.
-    pub(super) failed: bool,
+}
+
+impl Stepped {
+    /// Whether the model works: true when a token was drawn, false when all failed; `None` when there was nothing
+    /// to tell by.
+    pub(super) fn works(&self) -> Option<bool> {
+        let drawn = self.outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Drawn(..)));
+        (!self.outcomes.is_empty()).then_some(drawn)
+    }
 }
 
 /// Works that ran together, and what that gave.
@@ -57,8 +64,7 @@ impl Steps {
     pub(super) fn run(&mut self, plan: &StepPlan, uses: Vec<Use>) -> Stepped {
         let mut parts = Vec::new();
         self.run_works(&plan.work, &plan.copies, &mut parts);
-        let failed = parts.iter().all(|part| part.logits.is_err());
-        let mut stepped = Stepped { failed, ..Stepped::default() };
+        let mut stepped = Stepped::default();
         let mut uses = uses.into_iter();
         for part in &mut parts {
             let mut row = 0;
