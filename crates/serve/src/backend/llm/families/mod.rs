@@ -1,9 +1,10 @@
 //! The families of decoders: each says in a file of its own how its config.json maps to the one description,
 //! and what its weights are called.
 
-use super::config::{DecoderConfig, GateActivation, LayerAttention};
+use super::config::{DecoderConfig, LayerAttention};
 use super::error::LlmError;
 use super::json::Json;
+use crate::torch::product::GateActivation;
 
 mod gpt2;
 mod llama;
