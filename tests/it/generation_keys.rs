@@ -133,6 +133,17 @@ fn dtype() {
 }
 
 #[test]
+fn quantization() {
+    two_values_of("tinylm", "models.NAME.quantization", ("'none'", true), ("'int8'", false), |line| {
+        let logprobs = |line: &str| {
+            let reply = serve(line).post(COMPLETIONS, &with(&prompt(9), json!({ "logprobs": 0 }))).ok();
+            reply["choices"][0]["logprobs"]["token_logprobs"][0].as_f64().unwrap()
+        };
+        (logprobs(line) - logprobs("")).abs() < 1e-6
+    });
+}
+
+#[test]
 fn what_a_model_that_generates_text_would_ignore_fails_its_load() {
     for (line, says) in [
         ("models.tinylm.batching.mode = 'fixed'", "batching.mode = \"continuous\" does"),

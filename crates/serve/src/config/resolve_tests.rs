@@ -116,6 +116,7 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
             truncation: None,
             static_batch: false,
             dtype: None,
+            quantization: None,
             batching: settings.batching.clone(),
             delay: Some(delay),
         }

@@ -11,6 +11,7 @@ pub mod mapped;
 pub mod memory;
 pub mod module;
 pub mod paged;
+pub mod product;
 pub mod reserved;
 pub mod rows;
 pub mod shim;
