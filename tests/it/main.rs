@@ -3,6 +3,7 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `generation_errors`, `generation_keys`, `generation_life`: what goes wrong with texts, settings, reloads
 //! - `completions`: text that is generated, whole and as it grows
 //! - `chats`, `tokens`: conversations with language models, and what they make of texts
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
@@ -33,6 +34,7 @@ mod errors;
 mod examples;
 mod generation_errors;
 mod generation_keys;
+mod generation_life;
 mod heads;
 mod health;
 mod inference;
