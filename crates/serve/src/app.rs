@@ -41,7 +41,7 @@ pub struct App {
     /// Places for long texts on the pool of blocking threads: one a worker.
     pub tokenising: Semaphore,
     /// Requests that have no reply yet.
-    pub in_flight: InFlight,
+    pub in_flight: Arc<InFlight>,
     draining: AtomicBool,
 }
 
@@ -54,13 +54,13 @@ pub struct InFlight {
 
 /// One request in flight, while it lives.
 #[derive(Debug)]
-pub struct Flight<'a>(&'a InFlight);
+pub struct Flight(Arc<InFlight>);
 
 impl InFlight {
     /// Counts one more.
-    pub fn enter(&self) -> Flight<'_> {
+    pub fn enter(self: &Arc<Self>) -> Flight {
         self.count.fetch_add(1, Ordering::Relaxed);
-        Flight(self)
+        Flight(Arc::clone(self))
     }
 
     async fn wait_for_none(&self) {
@@ -74,7 +74,7 @@ impl InFlight {
     }
 }
 
-impl Drop for Flight<'_> {
+impl Drop for Flight {
     fn drop(&mut self) {
         if self.0.count.fetch_sub(1, Ordering::Release) == 1 {
             self.0.none_left.notify_waiters();
@@ -95,7 +95,7 @@ impl App {
             clients: Clients::default(),
             started: Instant::now(),
             tokenising: Semaphore::new(settings.server.workers),
-            in_flight: InFlight::default(),
+            in_flight: Arc::default(),
             draining: AtomicBool::new(false),
         })
     }

@@ -256,7 +256,8 @@ fn example_call(server: &Server) -> Option<String> {
     let mut best: Option<(usize, String)> = None;
     for version in server.app().registry.versions() {
         let Some(running) = version.ready() else { continue };
-        let (size, data) = match &running.signature {
+        let Some(batches) = running.batches() else { continue };
+        let (size, data) = match &batches.signature {
             Signature::Text { .. } => (0, "\"Batching makes servers fast.\"".to_owned()),
             Signature::Tensors { inputs, .. } => match inputs.as_slice() {
                 [input] => {

@@ -15,7 +15,9 @@
 //! - [`http`]: routes, bodies, errors
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
+//! - [`generation`]: text from language models, token by token
 //! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
+//! - [`text`]: texts of language models as tokens, and back
 //! - [`metrics`]: every metric family; [`logging`]: log lines on standard error
 
 #![deny(unsafe_code)]
@@ -25,6 +27,7 @@ pub mod backend;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod generation;
 pub mod http;
 pub mod logging;
 pub mod metrics;
@@ -33,6 +36,7 @@ pub mod server;
 pub mod service;
 pub mod simulate;
 pub mod tensor;
+pub mod text;
 pub mod torch;
 
 pub use service::{

@@ -1,6 +1,7 @@
 //! Metrics as a typed struct: every family of the server, and the handles of one model version.
 
 mod busy;
+mod generation;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::{BreakerState, InstanceId, Rejection};
 
 use self::busy::BusyWindow;
+use self::generation::GenerationFamilies;
+pub use self::generation::GenerationMetrics;
 use crate::registry::Now;
 
 /// From a tenth of a millisecond to a minute, about 2.5x a step.
@@ -47,6 +50,7 @@ pub struct Metrics {
     queue_depth: IntGaugeVec,
     rejections: IntCounterVec,
     tokens: IntCounterVec,
+    generation: GenerationFamilies,
     /// Client connections open now; bounded by `server.max_connections`.
     pub connections: IntGauge,
 }
@@ -115,7 +119,12 @@ impl Metrics {
                 "Requests that the queue did not admit.",
                 &["model", "version", "reason"],
             )?,
-            tokens: families.counters("tokens_total", "Tokens that models read.", &["model", "version", "kind"])?,
+            tokens: families.counters(
+                "tokens_total",
+                "Tokens of prompts and texts, those of prompts that were found computed, and those generated.",
+                &["model", "version", "kind"],
+            )?,
+            generation: GenerationFamilies::new(&families)?,
             connections: families
                 .register(IntGauge::with_opts(opts("connections", "Open client connections."))?)?,
             registry: families.0,
@@ -139,7 +148,8 @@ impl Metrics {
             stalled_instances: self.stalled_instances.with_label_values(labels),
             memory: self.memory.clone(),
             queue_depth: self.queue_depth.with_label_values(labels),
-            prompt_tokens: self.tokens.with_label_values(&[model, version, "prompt"]),
+            tokens: self.tokens.clone(),
+            generation: self.generation.clone(),
             busy: (0..instances)
                 .map(|instance| {
                     let gauge = self.busy_ratio.with_label_values(&[model, version, &instance.to_string()]);
@@ -203,7 +213,8 @@ pub struct VersionMetrics {
     /// Its kinds show once they are known.
     memory: IntGaugeVec,
     queue_depth: IntGauge,
-    prompt_tokens: IntCounter,
+    tokens: IntCounterVec,
+    generation: GenerationFamilies,
     busy: Vec<(Mutex<BusyWindow>, Gauge)>,
     model: String,
     version: String,
@@ -248,12 +259,17 @@ impl VersionMetrics {
 
     /// Counts a refused submission.
     pub fn rejected(&self, rejection: &Rejection) {
-        self.rejections.with_label_values(&[&self.model, &self.version, rejection.reason()]).inc();
+        self.refused(rejection.reason());
+    }
+
+    /// The same, by the reason's name.
+    fn refused(&self, reason: &str) {
+        self.rejections.with_label_values(&[&self.model, &self.version, reason]).inc();
     }
 
     /// Counts tokens that a model has read.
     pub fn read_tokens(&self, tokens: u64) {
-        self.prompt_tokens.inc_by(tokens);
+        self.tokens.with_label_values(&[&self.model, &self.version, "prompt"]).inc_by(tokens);
     }
 
     /// An instance is busy from now on.

@@ -1,5 +1,7 @@
 //! The blocks of a KV cache: how many hold each, which are free, which only the prefix cache remembers.
 
+use serde::Serialize;
+
 use super::prefix_cache::{ChainHash, Parent, PrefixCache};
 
 /// Index of a block in the KV cache, 0..blocks.
@@ -13,7 +15,7 @@ impl BlockId {
 }
 
 /// Blocks by what they are for; each is in exactly one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct BlockCounts {
     /// Sequences hold them.
     pub used: u32,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::block_pool::BlockCounts;
 use super::scheduler::Refusal;
 use super::sequence::End;
@@ -32,7 +34,7 @@ pub struct Stats {
 }
 
 /// How long a step takes, as learned, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct StepTimeSummary {
     /// Before its first token.
     pub step: f64,

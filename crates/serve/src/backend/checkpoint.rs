@@ -82,7 +82,7 @@ pub enum CheckpointError {
 }
 
 /// Reads a JSON file that must be there.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
     read_optional(path)?.ok_or_else(|| CheckpointError::Read {
         path: path.to_owned(),
         source: io::ErrorKind::NotFound.into(),
@@ -90,7 +90,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Checkpoin
 }
 
 /// Reads a JSON file that may be missing.
-pub(super) fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CheckpointError> {
+pub(crate) fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CheckpointError> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)

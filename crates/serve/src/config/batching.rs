@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use trustformers_batching::continuous::ContinuousConfig;
 use trustformers_batching::{
     AdaptiveConfig, BreakerConfig, BucketConfig, Dispatch, Isolation, Mode, OptimizationTarget,
     PaddingStrategy, Priority, SchedulerConfig,
@@ -11,8 +12,12 @@ use trustformers_batching::{
 use super::kinds::{boolean, choice, duration, integer, integers, number, path, size};
 use super::section::Section;
 
-const MODES: &[(&str, Mode)] =
-    &[("dynamic", Mode::Dynamic), ("fixed", Mode::Fixed), ("adaptive", Mode::Adaptive)];
+const MODES: &[(&str, BatchingMode)] = &[
+    ("dynamic", BatchingMode::Requests(Mode::Dynamic)),
+    ("fixed", BatchingMode::Requests(Mode::Fixed)),
+    ("adaptive", BatchingMode::Requests(Mode::Adaptive)),
+    ("continuous", BatchingMode::Continuous),
+];
 const DISPATCHES: &[(&str, Dispatch)] = &[("eager", Dispatch::Eager), ("window", Dispatch::Window)];
 const ISOLATIONS: &[(&str, Isolation)] = &[("bisect", Isolation::Bisect), ("none", Isolation::None)];
 const TARGETS: &[(&str, OptimizationTarget)] = &[
@@ -38,11 +43,27 @@ const MOST: u64 = i64::MAX as u64;
 /// The least that separates two instants on every clock.
 const SHORTEST: Duration = Duration::from_micros(1);
 
+/// What is batched with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchingMode {
+    /// Whole requests, sized so.
+    Requests(Mode),
+    /// Tokens: every step of the model runs whoever can run.
+    Continuous,
+}
+
+impl BatchingMode {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        MODES.iter().find(|(_, mode)| *mode == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// `[batching]`, or what a model makes of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchingSettings {
-    /// How batches are sized.
-    pub mode: Mode,
+    /// What is batched with what; `None`: tokens for models that generate text, else `Mode::Dynamic`.
+    pub mode: Option<BatchingMode>,
     /// When a batch that is not full may leave.
     pub dispatch: Dispatch,
     /// What happens to the others when a batch fails.
@@ -85,6 +106,8 @@ pub struct BatchingSettings {
     pub dynamic: DynamicSettings,
     /// `[batching.adaptive]`
     pub adaptive: AdaptiveConfig,
+    /// `[batching.continuous]`
+    pub continuous: ContinuousSettings,
 }
 
 /// `[batching.timeout_multipliers]`: the time of a request that names none, in `server.request_timeout`s.
@@ -128,13 +151,58 @@ pub struct DynamicSettings {
     pub bytes_per_element: Option<u64>,
 }
 
+/// `[batching.continuous]`: models that generate text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContinuousSettings {
+    /// Tokens whose keys and values make a block of the cache.
+    pub block_size: u32,
+    /// Bytes of the cache; `None`: half of what is free, and no more than `max_sequences` can fill.
+    pub kv_cache_memory: Option<u64>,
+    /// Most sequences that generate at once.
+    pub max_sequences: u32,
+    /// Most tokens in a step of the model.
+    pub max_step_tokens: u32,
+    /// Most tokens of prompts in a step in which others generate; `None`: what the other limits leave.
+    pub prefill_chunk: Option<u32>,
+    /// How long a sequence that generates may have to wait for a token while prompts are read.
+    pub inter_token_target: Option<Duration>,
+    /// Whether prompts that begin alike share what was computed for their beginning.
+    pub prefix_caching: bool,
+    /// Whether sequences may lose their blocks to others, and be computed again.
+    pub preemption: bool,
+}
+
 impl BatchingSettings {
+    /// What the scheduler of a model that generates text must know of it: `blocks` in its cache, and the most
+    /// tokens of a sequence.
+    pub fn continuous_config(&self, blocks: u32, max_context: u32) -> ContinuousConfig {
+        let continuous = &self.continuous;
+        ContinuousConfig {
+            blocks,
+            block_size: continuous.block_size,
+            max_context,
+            max_sequences: continuous.max_sequences,
+            max_step_tokens: continuous.max_step_tokens,
+            prefill_chunk: continuous.prefill_chunk,
+            inter_token_target: continuous.inter_token_target,
+            prefix_caching: continuous.prefix_caching,
+            preemption: continuous.preemption,
+            max_queue_size: self.max_queue_size,
+            max_queue_tokens: self.max_queue_tokens,
+            priorities: self.enable_priority_scheduling,
+            ageing: Some(self.priority_ageing),
+        }
+    }
+
     /// What the scheduler must know of it, on a device of which a model may use `device_limit` bytes.
     pub fn scheduler_config(&self, device_limit: Option<u64>) -> SchedulerConfig {
         let limits = [self.memory_limit, device_limit].into_iter().flatten();
         let aware = self.dynamic.memory_aware;
         SchedulerConfig {
-            mode: self.mode,
+            mode: match self.mode {
+                Some(BatchingMode::Requests(mode)) => mode,
+                Some(BatchingMode::Continuous) | None => Mode::Dynamic,
+            },
             dispatch: self.dispatch,
             isolation: self.isolation,
             max_batch_size: self.max_batch_size,
@@ -166,10 +234,10 @@ impl BatchingSettings {
 }
 
 pub(super) fn read_batching(s: &mut Section<'_>) -> BatchingSettings {
-    let mode = s.read("mode", &choice(MODES), Mode::Dynamic);
+    let mode = s.optional("mode", &choice(MODES), None);
     let dispatch = match mode {
-        Mode::Fixed => Dispatch::Window,
-        Mode::Dynamic | Mode::Adaptive => Dispatch::Eager,
+        Some(BatchingMode::Requests(Mode::Fixed)) => Dispatch::Window,
+        _ => Dispatch::Eager,
     };
     let (ms, s10) = (|ms| Duration::from_millis(ms), Duration::from_secs(10));
     // Tables last: printed, they would take the keys that follow them.
@@ -200,6 +268,7 @@ pub(super) fn read_batching(s: &mut Section<'_>) -> BatchingSettings {
         }),
         dynamic: s.subsection("dynamic", read_dynamic),
         adaptive: s.subsection("adaptive", read_adaptive),
+        continuous: s.subsection("continuous", read_continuous),
     };
     check_batching(s, &settings);
     settings
@@ -229,6 +298,27 @@ fn read_dynamic(s: &mut Section<'_>) -> DynamicSettings {
         memory_aware: s.read("memory_aware", &boolean(), true),
         bytes_per_element: s.optional("bytes_per_element", &size(), None),
     }
+}
+
+fn read_continuous(s: &mut Section<'_>) -> ContinuousSettings {
+    let settings = ContinuousSettings {
+        block_size: s.read("block_size", &integer(16..=1024), 16),
+        kv_cache_memory: s.optional("kv_cache_memory", &size(), None),
+        max_sequences: s.read("max_sequences", &integer(1..=65_536), 64),
+        max_step_tokens: s.read("max_step_tokens", &integer(1..=1_000_000), 2048),
+        prefill_chunk: s.optional("prefill_chunk", &integer(1..=1_000_000), None),
+        inter_token_target: s.optional("inter_token_target", &duration(SHORTEST, "ms"), None),
+        prefix_caching: s.read("prefix_caching", &boolean(), true),
+        preemption: s.read("preemption", &boolean(), true),
+    };
+    if settings.block_size % 16 != 0 {
+        s.invalid("block_size", format!("is {}; a multiple of 16 will do", settings.block_size));
+    }
+    let (sequences, tokens) = (settings.max_sequences, settings.max_step_tokens);
+    if sequences > tokens && s.decides(&["max_sequences", "max_step_tokens"]) {
+        s.invalid("max_sequences", format!("is {sequences}, but a step has max_step_tokens = {tokens}"));
+    }
+    settings
 }
 
 fn read_adaptive(s: &mut Section<'_>) -> AdaptiveConfig {
@@ -265,7 +355,7 @@ fn read_adaptive(s: &mut Section<'_>) -> AdaptiveConfig {
 }
 
 fn check_batching(s: &mut Section<'_>, settings: &BatchingSettings) {
-    let fixed = settings.mode == Mode::Fixed;
+    let fixed = settings.mode == Some(BatchingMode::Requests(Mode::Fixed));
     if fixed && settings.dispatch == Dispatch::Eager && s.decides(&["mode", "dispatch"]) {
         let mode = s.source("mode");
         s.invalid(

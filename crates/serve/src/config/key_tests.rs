@@ -40,7 +40,55 @@ const SERVER: &[Row] = &[
 
 /// Read both as `[batching]`, seen by a model that says nothing, and as `[models.delay.batching]`.
 const BATCHING: &[Row] = &[
-    ("mode", |s| show(model(s).batching.mode), ("'fixed'", "Fixed"), ("'dynamic'", "Dynamic")),
+    (
+        "mode",
+        |s| show(model(s).batching.mode),
+        ("'fixed'", "Some(Requests(Fixed))"),
+        ("'continuous'", "Some(Continuous)"),
+    ),
+    ("continuous.block_size", |s| show(model(s).batching.continuous.block_size), ("16", "16"), ("32", "32")),
+    (
+        "continuous.kv_cache_memory",
+        |s| show(model(s).batching.continuous.kv_cache_memory),
+        ("'1KB'", "Some(1000)"),
+        ("'2GB'", "Some(2000000000)"),
+    ),
+    (
+        "continuous.max_sequences",
+        |s| show(model(s).batching.continuous.max_sequences),
+        ("1", "1"),
+        ("64", "64"),
+    ),
+    (
+        "continuous.max_step_tokens",
+        |s| show(model(s).batching.continuous.max_step_tokens),
+        ("64", "64"),
+        ("4096", "4096"),
+    ),
+    (
+        "continuous.prefill_chunk",
+        |s| show(model(s).batching.continuous.prefill_chunk),
+        ("1", "Some(1)"),
+        ("256", "Some(256)"),
+    ),
+    (
+        "continuous.inter_token_target",
+        |s| show(model(s).batching.continuous.inter_token_target),
+        ("'1ms'", "Some(1ms)"),
+        ("'2s'", "Some(2s)"),
+    ),
+    (
+        "continuous.prefix_caching",
+        |s| show(model(s).batching.continuous.prefix_caching),
+        ("true", "true"),
+        ("false", "false"),
+    ),
+    (
+        "continuous.preemption",
+        |s| show(model(s).batching.continuous.preemption),
+        ("true", "true"),
+        ("false", "false"),
+    ),
     ("dispatch", |s| show(model(s).batching.dispatch), ("'eager'", "Eager"), ("'window'", "Window")),
     ("max_batch_size", |s| show(model(s).batching.max_batch_size), ("1", "1"), ("64", "64")),
     ("max_wait_time", |s| show(model(s).batching.max_wait_time), ("'0ms'", "0ns"), ("'100us'", "100µs")),
@@ -206,6 +254,7 @@ const MODEL: &[Row] = &[
     ("pt.outputs", |s| show(&pt(s).outputs), ("[]", "[]"), (TENSOR, TENSOR_SHOWN)),
     ("pt.static_batch", |s| show(pt(s).static_batch), ("true", "true"), ("false", "false")),
     ("hf.truncation", |s| show(s.models["hf"].truncation), ("true", "Some(true)"), ("false", "Some(false)")),
+    ("hf.dtype", |s| show(s.models["hf"].dtype), ("'f32'", "Some(F32)"), ("'bf16'", "Some(BF16)")),
     ("hf.max_length", |s| show(s.models["hf"].max_length), ("16", "Some(16)"), ("512", "Some(512)")),
 ];
 

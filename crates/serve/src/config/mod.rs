@@ -36,13 +36,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use self::batching::{BatchingSettings, DynamicSettings, TimeoutMultipliers};
+pub use self::batching::{
+    BatchingMode, BatchingSettings, ContinuousSettings, DynamicSettings, TimeoutMultipliers,
+};
 pub use self::env::{Override, PREFIX, cache_folders};
 pub use self::error::ConfigError;
 pub use self::file::Document;
 pub use self::resolve::{known_keys, resolve_model_files};
 pub use self::tree::{Origin, Source};
-use crate::tensor::TensorSpec;
+use crate::tensor::{DType, TensorSpec};
 
 /// Everything that can be configured, resolved.
 #[derive(Debug, Clone)]
@@ -203,6 +205,8 @@ pub struct ModelSettings {
     pub truncation: Option<bool>,
     /// Whether each batch is filled up with zeros to `max_batch_size` rows.
     pub static_batch: bool,
+    /// What a model that generates text computes with; `None` takes what its checkpoint names.
+    pub dtype: Option<DType>,
     /// `[batching]` with the model's own changes.
     pub batching: BatchingSettings,
     /// What the built-in `delay` model does; `None` for every other model.
@@ -303,6 +307,9 @@ impl ModelSettings {
             format == Format::Huggingface || (format == Format::Builtin && self.name == "minilm");
         if self.static_batch && format != Format::Torchscript {
             return Some(("static_batch", "is for TorchScript models".to_owned()));
+        }
+        if self.dtype.is_some() && !takes_text {
+            return Some(("dtype", "is for models that generate text".to_owned()));
         }
         let pads = format == Format::Torchscript && self.inputs.iter().any(|input| input.pad.is_some());
         let set = [("max_length", self.max_length.is_some()), ("truncation", self.truncation.is_some())];

@@ -18,6 +18,7 @@ use super::{
     BUILTIN_MODELS, DelaySettings, DeviceSettings, DeviceSpec, Format, LogFormat, LogLevel, LoggingSettings,
     ModelSettings, ServerSettings, Settings, Versions,
 };
+use crate::tensor::DType;
 
 const LOG_LEVELS: &[(&str, LogLevel)] = &[
     ("off", LogLevel::Off),
@@ -28,6 +29,7 @@ const LOG_LEVELS: &[(&str, LogLevel)] = &[
     ("trace", LogLevel::Trace),
 ];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+const DTYPES: &[(&str, DType)] = &[("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
 const DEVICES: &str = "\"auto\" or \"cpu\" or \"cuda:N\"";
 
 /// How settings came to be: for printing them, and for models that are found later.
@@ -228,6 +230,7 @@ fn read_model(
         max_length: s.optional("max_length", &integer(1..=1_000_000), None),
         truncation: s.optional("truncation", &boolean(), None),
         static_batch: s.read("static_batch", &boolean(), false),
+        dtype: s.optional("dtype", &choice(DTYPES), None),
         batching: s.section_over("batching", batching, read_batching),
         delay: read_delay(s, model == "delay" && format == Some(Format::Builtin)),
     };

@@ -41,7 +41,7 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
     assert_eq!(
         settings.batching,
         BatchingSettings {
-            mode: Mode::Dynamic,
+            mode: None,
             dispatch: Dispatch::Eager,
             isolation: Isolation::Bisect,
             max_batch_size: 32,
@@ -451,7 +451,7 @@ fn all_errors_of_all_layers_are_found_at_once() {
          serve.toml:2: `server.port` must be a whole number from 0 to 65535, got the string \"x\"\n\
          environment variable TRUSTFORMERS_SERVE__LOGGING__LEVEL: `logging.level` must be \"off\" or \"error\" \
          or \"warn\" or \"info\" or \"debug\" or \"trace\", got the string \"loud\"\n\
-         serve.toml:4: `batching.mode` must be \"dynamic\" or \"fixed\" or \"adaptive\", got the \
+         serve.toml:4: `batching.mode` must be \"dynamic\" or \"fixed\" or \"adaptive\" or \"continuous\", got the \
          string \"continuous\""
     );
 }

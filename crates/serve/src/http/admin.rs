@@ -13,7 +13,8 @@ use super::error::{ApiError, Code};
 use super::infer::ready;
 use super::models::Which;
 use crate::app::App;
-use crate::registry::{Now, Running};
+use crate::generation::insight;
+use crate::registry::{Now, Running, Work};
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
@@ -43,6 +44,18 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
     }))
 }
 
+/// `GET /admin/trace`: the last steps of every model that generates text, in Chrome's trace format.
+pub(super) async fn trace(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut events = Vec::new();
+    for (process, version) in app.registry.versions().enumerate() {
+        if let Some(generator) = version.ready().as_ref().and_then(|running| running.generator()) {
+            let name = format!("{} {}", version.model(), version.name());
+            events.extend(generator.engine.trace().events(process, &name));
+        }
+    }
+    Json(json!({ "displayTimeUnit": "ms", "traceEvents": events }))
+}
+
 /// `POST /admin/models/{name}/reset_breaker`: lets requests in again, whatever the model did before.
 pub(super) async fn reset_breaker(
     State(app): State<Arc<App>>,
@@ -69,13 +82,26 @@ fn breaker(now: &Now) -> Value {
 
 /// What the scheduler of a loaded version shows of itself; nothing for one that is not loaded.
 fn add_insight(entry: &mut Value, running: Option<&Running>) {
-    let Some((snapshot, suggestions)) = running.map(Running::insight) else { return };
-    entry["batching"] = json!(snapshot);
-    entry["suggestions"] = json!(suggestions);
+    match running.map(|running| &running.work) {
+        None => {}
+        Some(Work::Batches(batches)) => {
+            let (snapshot, suggestions) = batches.insight();
+            entry["batching"] = json!(snapshot);
+            entry["suggestions"] = json!(suggestions);
+        }
+        Some(Work::Generation(generator)) => {
+            let engine = &generator.engine;
+            entry["generation"] = insight::describe(&engine.stats(), &engine.config());
+        }
+    }
 }
 
 fn refresh(app: &App) {
     for version in app.registry.versions() {
-        version.metrics().refresh(&version.ready().map_or_else(Now::default, |running| running.now()));
+        let running = version.ready();
+        version.metrics().refresh(&running.as_ref().map_or_else(Now::default, |running| running.now()));
+        if let Some(generator) = running.as_ref().and_then(|running| running.generator()) {
+            generator.engine.refresh();
+        }
     }
 }

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde_json::{Value, json};
 use trustformers_batching::{Failure, Rejection};
 
 /// What went wrong, as clients see it in `error.code`.
@@ -101,12 +101,14 @@ pub struct ApiError {
     pub retry_after: Option<Duration>,
     /// Whether a model's own counter has it already.
     pub counted: bool,
+    /// Which field of the request it is about, where the reply has a place for that.
+    pub param: Option<&'static str>,
 }
 
 impl ApiError {
     /// An error with a message for people.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None, counted: false }
+        Self { code, message: message.into(), retry_after: None, counted: false, param: None }
     }
 
     /// A request that could not be parsed.
@@ -117,6 +119,11 @@ impl ApiError {
     /// A request that does not fit the model.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(Code::InvalidInput, message)
+    }
+
+    /// The same because of one field of its body.
+    pub fn of_field(param: &'static str, message: impl Into<String>) -> Self {
+        Self { param: Some(param), ..Self::invalid(message) }
     }
 
     /// What a refused submission tells its client; `drain` is how long the queue will take.
@@ -140,26 +147,35 @@ impl ApiError {
         error
     }
 
-    /// The reply in the body that `style` has, naming the request.
-    pub fn into_reply(self, style: ErrorStyle, request_id: &str) -> Response {
-        let (name, status) = self.code.on_the_wire();
-        let (status, body) = match style {
-            ErrorStyle::Own => (
-                status,
-                json(&OwnBody { error: OwnError { code: name, message: &self.message, request_id } }),
-            ),
+    /// The status that `style` has for it.
+    fn status(&self, style: ErrorStyle) -> StatusCode {
+        match (style, self.code.on_the_wire().1) {
+            (ErrorStyle::OpenAi, StatusCode::UNPROCESSABLE_ENTITY) => StatusCode::BAD_REQUEST,
+            (_, status) => status,
+        }
+    }
+
+    /// The body that `style` has, naming the request.
+    pub(super) fn body(&self, style: ErrorStyle, request_id: &str) -> Value {
+        let (code, message) = (self.code.name(), &self.message);
+        match style {
+            ErrorStyle::Own => {
+                json!({ "error": { "code": code, "message": message, "request_id": request_id } })
+            }
             ErrorStyle::OpenAi => {
-                let status =
-                    if status == StatusCode::UNPROCESSABLE_ENTITY { StatusCode::BAD_REQUEST } else { status };
-                let kind = match status.as_u16() {
+                let kind = match self.status(style).as_u16() {
                     429 => "rate_limit_error",
                     400..=499 => "invalid_request_error",
                     _ => "server_error",
                 };
-                let error = OpenAiError { message: &self.message, r#type: kind, param: None, code: name };
-                (status, json(&OpenAiBody { error }))
+                json!({ "error": { "message": message, "type": kind, "param": self.param, "code": code } })
             }
-        };
+        }
+    }
+
+    /// The reply in the body that `style` has, naming the request.
+    pub fn into_reply(self, style: ErrorStyle, request_id: &str) -> Response {
+        let (status, body) = (self.status(style), self.body(style, request_id).to_string());
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -201,34 +217,4 @@ pub enum ErrorStyle {
     Own,
     /// `{"error": {"message", "type", "param", "code"}}`, and 400 for what does not fit.
     OpenAi,
-}
-
-#[derive(Serialize)]
-struct OwnBody<'a> {
-    error: OwnError<'a>,
-}
-
-#[derive(Serialize)]
-struct OwnError<'a> {
-    code: &'a str,
-    message: &'a str,
-    request_id: &'a str,
-}
-
-#[derive(Serialize)]
-struct OpenAiBody<'a> {
-    error: OpenAiError<'a>,
-}
-
-#[derive(Serialize)]
-struct OpenAiError<'a> {
-    message: &'a str,
-    r#type: &'a str,
-    param: Option<&'a str>,
-    code: &'a str,
-}
-
-/// Strings and numbers cannot fail to become JSON.
-fn json(body: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(body).unwrap_or_default()
 }

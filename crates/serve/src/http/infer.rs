@@ -10,7 +10,9 @@ use trustformers_batching::{Priority, Rejection};
 use super::error::{ApiError, Code};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
-use crate::registry::{Running, Terms, Unanswered, Unavailable, Version};
+use crate::registry::{
+    Batches, Registry, Running, State as ModelState, Terms, Unanswered, Unavailable, Version,
+};
 
 /// What becomes of a call's items when the queue takes only some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,11 @@ pub(super) struct Urgency<'a> {
 }
 
 impl Urgency<'_> {
+    /// Whether the client names a time itself.
+    pub(super) fn is_timed(&self) -> bool {
+        self.timeout_ms.is_some() || self.headers.contains_key("x-timeout-ms")
+    }
+
     /// The terms that `version` grants. The body's own words go before the headers `X-Priority` and
     /// `X-Timeout-Ms`; a timeout counts from the request's arrival.
     pub(super) fn terms(&self, app: &App, version: &Version) -> Result<Terms, ApiError> {
@@ -66,7 +73,8 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Api
         .transpose()
 }
 
-fn parse_priority(text: &str) -> Result<Priority, ApiError> {
+/// The priority of that name.
+pub(super) fn parse_priority(text: &str) -> Result<Priority, ApiError> {
     match text.to_ascii_lowercase().as_str() {
         "low" => Ok(Priority::Low),
         "normal" => Ok(Priority::Normal),
@@ -88,17 +96,52 @@ pub(super) fn ready(version: &Version) -> Result<Arc<Running>, ApiError> {
     })
 }
 
+/// The model behind `version`, where it answers requests batch by batch.
+pub(super) fn batches<'a>(version: &Version, running: &'a Running) -> Result<&'a Batches, ApiError> {
+    running.batches().ok_or_else(|| {
+        let name = version.model();
+        ApiError::invalid(format!(
+            "model \"{name}\" generates text: ask /v1/completions or /v1/chat/completions"
+        ))
+    })
+}
+
+/// The named model, or the only one of those that `fit`, which is what `does` says in words.
+pub(super) fn only(
+    registry: &Registry,
+    name: Option<&str>,
+    does: &str,
+    fit: impl Fn(&Running) -> bool,
+) -> Result<Arc<Version>, ApiError> {
+    if let Some(name) = name {
+        return Ok(Arc::clone(registry.model(name)?.version(None)?));
+    }
+    let mut found = registry
+        .models()
+        .filter_map(|model| model.default_version())
+        .filter(|version| version.ready().is_some_and(|running| fit(&running)));
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok(Arc::clone(only)),
+        // What still loads may be the one that is meant.
+        (None, _) if registry.versions().any(|version| version.state() == ModelState::Loading) => {
+            Err(ApiError::new(Code::ModelNotReady, format!("no model that {does} is ready yet")))
+        }
+        (None, _) => Err(ApiError::new(Code::ModelNotFound, format!("no model that {does} is served"))),
+        _ => Err(ApiError::malformed(format!("more than one model {does}: name one in \"model\""))),
+    }
+}
+
 /// A model that reads text, and the terms on which it is asked to.
 pub(super) struct Reader<'a> {
     pub(super) version: &'a Version,
-    pub(super) running: &'a Running,
+    pub(super) batches: &'a Batches,
     pub(super) tokenizer: &'a Arc<TextTokenizer>,
     pub(super) terms: Terms,
 }
 
 /// The tokenizer of a model that reads text.
 pub(super) fn tokenizer(running: &Running) -> Option<&Arc<TextTokenizer>> {
-    match &running.signature {
+    match &running.batches()?.signature {
         Signature::Text { tokenizer, .. } => Some(tokenizer),
         Signature::Tensors { .. } => None,
     }
@@ -115,8 +158,8 @@ pub(super) async fn tokenise(
     texts: Vec<String>,
     truncate: bool,
 ) -> Vec<Result<Input, ApiError>> {
-    let Reader { version, running, tokenizer, terms } = *reader;
-    if let Some(unanswered) = running.refuse_early(texts.len(), terms) {
+    let Reader { version, batches, tokenizer, terms } = *reader;
+    if let Some(unanswered) = batches.refuse_early(texts.len(), terms) {
         return texts.iter().map(|_| Err(explain(version, unanswered.clone()))).collect();
     }
     let (count, bytes) = (texts.len(), texts.iter().map(String::len).sum::<usize>());
@@ -168,7 +211,8 @@ pub(super) async fn infer(
             break;
         }
         let inputs: Vec<_> = pending.iter().map(|(_, input)| Arc::clone(input)).collect();
-        let results = running.infer(&inputs, terms, admission == Admission::WholeCall).await;
+        let Some(batches) = running.batches() else { break };
+        let results = batches.infer(&inputs, terms, admission == Admission::WholeCall).await;
         let replacement = version.ready().filter(|now| !Arc::ptr_eq(now, &running) && reloads < MOST_RELOADS);
         let mut again = Vec::new();
         for ((index, input), result) in pending.into_iter().zip(results) {

@@ -3,6 +3,7 @@
 mod admin;
 mod body;
 pub mod client_id;
+mod completions;
 pub(crate) mod connection;
 pub mod error;
 mod health;
@@ -38,6 +39,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/{name}/predict"),
     ("POST", "/v1/inference"),
     ("POST", "/v1/inference/batch"),
+    ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("GET", "/v1/models"),
     ("GET", "/models"),
@@ -47,6 +49,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/{name}/unload"),
     ("GET", "/admin/models"),
     ("GET", "/admin/stats"),
+    ("GET", "/admin/trace"),
     ("GET", "/health"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
@@ -59,6 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models/{name}/predict", post(predict::by_path))
         .route("/v1/inference", post(predict::by_body))
         .route("/v1/inference/batch", post(predict::by_body_many))
+        .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/models", get(models::list))
@@ -67,6 +71,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models/{name}/unload", post(models::unload))
         .route("/admin/models", get(models::list))
         .route("/admin/stats", get(admin::stats))
+        .route("/admin/trace", get(admin::trace))
         .route("/admin/models/{name}/reset_breaker", post(admin::reset_breaker))
         .route("/health", get(health::summary))
         .route("/health/live", get(health::live))

@@ -92,12 +92,16 @@ pub(crate) fn describe(model: &Model) -> Value {
         .collect();
     let mut entry = json!({ "name": model.name(), "versions": versions });
     if let Some(running) = default.and_then(|version| version.ready()) {
-        match &running.signature {
-            Signature::Tensors { inputs, outputs, .. } => {
+        match running.batches().map(|batches| &batches.signature) {
+            None => {
+                entry["inputs"] = json!([{ "name": "prompt", "dtype": "string", "shape": [] }]);
+                entry["outputs"] = json!([{ "name": "text", "dtype": "string", "shape": [] }]);
+            }
+            Some(Signature::Tensors { inputs, outputs, .. }) => {
                 entry["inputs"] = json!(inputs);
                 entry["outputs"] = json!(outputs);
             }
-            Signature::Text { dimensions, .. } => {
+            Some(Signature::Text { dimensions, .. }) => {
                 entry["inputs"] = json!([{ "name": "text", "dtype": "string", "shape": [] }]);
                 entry["outputs"] = json!([{ "name": "embedding", "dtype": "f32", "shape": [dimensions] }]);
             }

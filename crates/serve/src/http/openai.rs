@@ -14,11 +14,13 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Reader, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{
+    Admission, Reader, Urgency, already_counted, batches, counted, infer, only, ready, tokenise, tokenizer,
+};
 use super::wire::{Format, malformed_json};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
-use crate::registry::{Registry, State as ModelState, Terms, Version};
+use crate::registry::{Terms, Version};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,7 +136,9 @@ pub(super) async fn embeddings(
     let timeout = app.settings.request_timeout;
     let body = body::read(&parts.headers, body, app.settings.max_body_size, arrived + timeout).await?;
     let asked = body::beside_others(body.len(), || parse(&body))?;
-    let version = text_model(&app.registry, asked.model.as_deref())?;
+    let version = only(&app.registry, asked.model.as_deref(), "makes embeddings", |running| {
+        tokenizer(running).is_some()
+    })?;
     let urgency = Urgency { headers: &parts.headers, priority: None, timeout_ms: None, arrived };
     let result = async { embed(&app, &version, asked, urgency.terms(&app, &version)?).await }.await;
     version.metrics().call_took(arrived.elapsed());
@@ -156,13 +160,14 @@ async fn embed(
     terms: Terms,
 ) -> Result<Json<EmbeddingsReply>, ApiError> {
     let running = ready(version)?;
-    let Signature::Text { tokenizer, dimensions } = &running.signature else {
+    let batches = batches(version, &running)?;
+    let Signature::Text { tokenizer, dimensions } = &batches.signature else {
         return Err(ApiError::invalid(format!("model \"{}\" does not make embeddings", version.model())));
     };
     if asked.dimensions.is_some_and(|asked| asked != *dimensions) {
         return Err(ApiError::invalid(format!("the model's embeddings have {dimensions} dimensions")));
     }
-    let reader = Reader { version, running: &running, tokenizer, terms };
+    let reader = Reader { version, batches, tokenizer, terms };
     let inputs = inputs_of(app, &reader, asked.input).await?;
     let prompt_tokens = inputs.iter().flatten().map(token_count).sum();
     let results = infer(version, Arc::clone(&running), inputs, terms, Admission::WholeCall).await;
@@ -228,26 +233,6 @@ fn embedding_value(output: &Output, format: EncodingFormat) -> Result<EmbeddingV
             EmbeddingValue::Base64(STANDARD.encode(little_endian))
         }
     })
-}
-
-/// The named model, or the only one that reads text.
-fn text_model(registry: &Registry, name: Option<&str>) -> Result<Arc<Version>, ApiError> {
-    if let Some(name) = name {
-        return Ok(Arc::clone(registry.model(name)?.version(None)?));
-    }
-    let mut found = registry
-        .models()
-        .filter_map(|model| model.default_version())
-        .filter(|version| version.ready().is_some_and(|running| tokenizer(&running).is_some()));
-    match (found.next(), found.next()) {
-        (Some(only), None) => Ok(Arc::clone(only)),
-        // What still loads may be the one that is meant.
-        (None, _) if registry.versions().any(|version| version.state() == ModelState::Loading) => {
-            Err(ApiError::new(Code::ModelNotReady, "no model that makes embeddings is ready yet"))
-        }
-        (None, _) => Err(ApiError::new(Code::ModelNotFound, "no model that makes embeddings is served")),
-        _ => Err(ApiError::malformed("more than one model makes embeddings: name one in \"model\"")),
-    }
 }
 
 /// `GET /v1/models`

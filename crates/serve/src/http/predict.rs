@@ -14,13 +14,13 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
-use super::infer::{Admission, Reader, Urgency, already_counted, counted, infer, ready, tokenise, tokenizer};
+use super::infer::{Admission, Reader, Urgency, already_counted, batches, counted, infer, ready, tokenise};
 use super::models::Which;
 use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
-use crate::registry::{Running, Terms, Version};
+use crate::registry::{Batches, Terms, Version};
 use crate::tensor::TensorSpec;
 
 /// `POST /models/{name}/predict`
@@ -92,7 +92,8 @@ impl Asked {
         shape: Shape,
     ) -> Result<Response, ApiError> {
         let running = ready(version)?;
-        let expect = match &running.signature {
+        let batches = batches(version, &running)?;
+        let expect = match &batches.signature {
             Signature::Tensors { inputs, .. } => Expect::Tensors(inputs),
             Signature::Text { .. } => Expect::Text,
         };
@@ -110,11 +111,11 @@ impl Asked {
         let terms = Urgency { headers: &self.headers, priority, timeout_ms, arrived: self.arrived }
             .terms(app, version)?;
         let many = call.many;
-        let inputs = inputs_of(app, version, &running, call, terms).await?;
+        let inputs = inputs_of(app, version, batches, call, terms).await?;
         let results = infer(version, Arc::clone(&running), inputs, terms, Admission::EachItem).await;
         version.metrics().call_took(self.arrived.elapsed());
         self.log_failed_items(version, &results, many);
-        let reply = Reply { version, outputs: output_specs(&running) };
+        let reply = Reply { version, outputs: output_specs(batches) };
         let format = Format::of_reply(&self.headers, self.format);
         if many { reply.many(format, results) } else { reply.one(format, results) }
     }
@@ -135,12 +136,12 @@ impl Asked {
 async fn inputs_of(
     app: &App,
     version: &Version,
-    running: &Running,
+    batches: &Batches,
     call: Call,
     terms: Terms,
 ) -> Result<Vec<Result<Input, ApiError>>, ApiError> {
-    let Some(tokenizer) = tokenizer(running) else {
-        let lengths = running.signature.lengths();
+    let Signature::Text { tokenizer, .. } = &batches.signature else {
+        let lengths = batches.signature.lengths();
         if call.truncate.is_some() && lengths.is_none() {
             return Err(ApiError::invalid(
                 "parameter \"truncate\" is for models that read text or pad their inputs",
@@ -168,7 +169,7 @@ async fn inputs_of(
             Err(misfit) => misfits.push((index, misfit)),
         }
     }
-    let reader = Reader { version, running, tokenizer, terms };
+    let reader = Reader { version, batches, tokenizer, terms };
     let mut inputs = tokenise(app, &reader, texts, call.truncate.unwrap_or(tokenizer.truncates())).await;
     // In ascending order, so that each lands at its own index.
     for (index, misfit) in misfits {
@@ -177,8 +178,8 @@ async fn inputs_of(
     Ok(inputs)
 }
 
-fn output_specs(running: &Running) -> &[TensorSpec] {
-    match &running.signature {
+fn output_specs(batches: &Batches) -> &[TensorSpec] {
+    match &batches.signature {
         Signature::Tensors { outputs, .. } => outputs,
         Signature::Text { .. } => &[],
     }

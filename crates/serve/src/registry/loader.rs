@@ -1,20 +1,22 @@
 //! Reads one model version and starts its instances.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use trustformers_batching::{Batcher, DeviceBudget, Instances, MonotonicClock, SchedulerConfig};
 
+use super::batches::{Batches, Watcher};
 use super::budgets::Budgets;
 use super::event_log::EventLog;
-use super::running::{Running, Watcher};
+use super::generator;
+use super::running::{Running, Work};
 use super::sources::Source;
 use crate::backend::delay::{self, DelayOptions};
 use crate::backend::encoder::{self, EncoderOptions};
 use crate::backend::torchscript::{self, TorchScriptOptions};
-use crate::backend::{Loaded, Signature, builtin};
-use crate::config::Format;
+use crate::backend::{Loaded, Signature, builtin, llm};
+use crate::config::{BatchingMode, Format};
 use crate::metrics::VersionMetrics;
 use crate::tensor::TensorSpec;
 use crate::torch::device;
@@ -29,8 +31,48 @@ pub(super) fn load(
     let started = Instant::now();
     let settings = &source.settings;
     let device = device::select(settings.device.into()).map_err(|error| error.to_string())?;
-    let loaded = read(source, threads, device)?;
-    let load_time = started.elapsed();
+    let (work, device) = match language_model(source) {
+        Some(path) => {
+            let generator = generator::load(source, &path, threads, device, metrics)?;
+            (Work::Generation(generator), device::name(device))
+        }
+        None => {
+            let loaded = read(source, threads, device)?;
+            let device = device::name(device);
+            (Work::Batches(batches(source, loaded, &device, metrics, budgets)?), device)
+        }
+    };
+    Ok(Running { load_time: started.elapsed(), device, threads, work })
+}
+
+/// The folder of the checkpoint, where it is of a model that generates text.
+fn language_model(source: &Source) -> Option<PathBuf> {
+    let path = match source.format {
+        Format::Huggingface => source.path.clone(),
+        Format::Builtin => {
+            let model = builtin::find(source.model()).filter(|_| source.settings.delay.is_none())?;
+            source.path.join(model.file)
+        }
+        Format::Torchscript => return None,
+    };
+    llm::is_language_model(&path).then_some(path)
+}
+
+/// Starts the instances of a model that runs batches of requests.
+fn batches(
+    source: &Source,
+    loaded: Loaded,
+    device: &str,
+    metrics: &Arc<VersionMetrics>,
+    budgets: &Budgets,
+) -> Result<Batches, String> {
+    let settings = &source.settings;
+    if settings.batching.mode == Some(BatchingMode::Continuous) {
+        return Err("batching.mode = \"continuous\" is for models that generate text".to_owned());
+    }
+    if settings.dtype.is_some() {
+        return Err("`dtype` is for models that generate text".to_owned());
+    }
     let log = match &settings.batching.event_log {
         None => None,
         Some(folder) => Some(
@@ -39,8 +81,7 @@ pub(super) fn load(
         ),
     };
     let log_events = log.is_some();
-    let device = device::name(device);
-    let budget = budgets.of(&device).filter(|_| settings.batching.dynamic.memory_aware);
+    let budget = budgets.of(device).filter(|_| settings.batching.dynamic.memory_aware);
     let reads_text = matches!(loaded.signature, Signature::Text { .. });
     let batcher = Arc::new(Batcher::new(
         SchedulerConfig {
@@ -56,7 +97,7 @@ pub(super) fn load(
     let name = format!("{}:{}", source.model(), source.version);
     let instances = Instances::spawn(&name, Arc::clone(&batcher), loaded.instances)
         .map_err(|error| format!("cannot start its threads: {error}"))?;
-    Ok(Running::new(loaded.signature, load_time, device, threads, Arc::clone(metrics), batcher, instances))
+    Ok(Batches::new(loaded.signature, Arc::clone(metrics), batcher, instances))
 }
 
 fn read(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {

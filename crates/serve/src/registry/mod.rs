@@ -1,7 +1,10 @@
 //! Models by name and version: what is loaded, what is loading, what failed and why.
 
+mod batches;
 mod budgets;
 mod event_log;
+mod free_memory;
+mod generator;
 mod loader;
 mod natural;
 mod running;
@@ -14,9 +17,10 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+pub use self::batches::{Batches, Unanswered};
+pub(crate) use self::batches::{Size, shape_key};
 use self::budgets::Budgets;
-pub use self::running::{Now, Running, Terms, Unanswered};
-pub(crate) use self::running::{Size, shape_key};
+pub use self::running::{Now, Running, Terms, Work};
 use self::sources::Source;
 pub use self::sources::SourceError;
 pub use self::version::{LoadFailed, State, Version};

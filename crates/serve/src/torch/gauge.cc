@@ -131,6 +131,17 @@ int64_t tfs_device_memory_peak(int device) noexcept {
   }
 }
 
+// What a GPU has free; -1 where it does not tell.
+int64_t tfs_device_memory_free(int device) noexcept {
+  try {
+    auto* allocator = device_allocator();
+    if (allocator == nullptr) return -1;
+    return static_cast<int64_t>(allocator->getMemoryInfo(static_cast<c10::DeviceIndex>(device)).first);
+  } catch (...) {
+    return -1;
+  }
+}
+
 // Not thread-safe against itself. Without a raw deleter blocks could not be told when they are freed.
 void tfs_memory_install() {
   original = c10::GetCPUAllocator();

@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn tfs_memory_fail_above(bytes: i64);
     fn tfs_device_memory_enter(device: i32) -> i64;
     fn tfs_device_memory_peak(device: i32) -> i64;
+    fn tfs_device_memory_free(device: i32) -> i64;
 }
 
 /// Makes LibTorch's CPU allocator count for [`Meter`]s, once for the process. Called when a model loads.
@@ -92,6 +93,14 @@ impl Drop for Meter {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Bytes that a GPU has free; `None` for the CPU, and for a GPU that is not there.
+pub fn free_memory(device: Device) -> Option<u64> {
+    let Device::Cuda(index) = device else { return None };
+    let index = i32::try_from(index).ok()?;
+    // SAFETY: takes a number; what is no device is answered with -1.
+    u64::try_from(unsafe { tfs_device_memory_free(index) }).ok()
 }
 
 /// For tests of what happens without memory: an allocation that would bring a metered batch above `bytes`

@@ -11,5 +11,6 @@ pub mod mapped;
 pub mod memory;
 pub mod module;
 pub mod paged;
+pub mod rows;
 pub mod shim;
 pub mod tensor;

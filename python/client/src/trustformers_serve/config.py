@@ -91,10 +91,23 @@ class AdaptiveSettings(TypedDict, total=False):
     low_load_timeout: Duration
 
 
+class ContinuousSettings(TypedDict, total=False):
+    """`[batching.continuous]`: models that generate text; sizes in tokens."""
+
+    block_size: int
+    kv_cache_memory: str
+    max_sequences: int
+    max_step_tokens: int
+    prefill_chunk: int
+    inter_token_target: Duration
+    prefix_caching: bool
+    preemption: bool
+
+
 class BatchingSettings(TypedDict, total=False):
     """`[batching]` and `[models.NAME.batching]`: when a batch leaves, and what may wait."""
 
-    mode: Literal["dynamic", "fixed", "adaptive"]
+    mode: Literal["dynamic", "fixed", "adaptive", "continuous"]
     dispatch: Literal["eager", "window"]
     isolation: Literal["bisect", "none"]
     max_batch_size: int
@@ -116,6 +129,7 @@ class BatchingSettings(TypedDict, total=False):
     breaker: BreakerSettings
     dynamic: DynamicSettings
     adaptive: AdaptiveSettings
+    continuous: ContinuousSettings
 
 
 class TensorSettings(TypedDict):
@@ -152,6 +166,7 @@ class ModelSettings(TypedDict, total=False):
     max_length: int
     truncation: bool
     static_batch: bool
+    dtype: Literal["f32", "bf16", "f16"]
     batching: BatchingSettings
     delay: DelaySettings
 

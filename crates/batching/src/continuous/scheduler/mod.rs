@@ -112,6 +112,11 @@ impl Scheduler {
         &self.config
     }
 
+    /// Tokens of a request's prompt that were found in the prefix cache when it first ran; `None` when it has ended.
+    pub fn cached_tokens(&self, request: RequestId) -> Option<u32> {
+        self.requests.get(&request).map(|live| live.cached_tokens)
+    }
+
     /// Whether anything waits, runs or was preempted.
     pub fn has_work(&self) -> bool {
         !self.requests.is_empty()
@@ -125,6 +130,16 @@ impl Scheduler {
     /// Takes no more requests; those admitted go on to their ends.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Whether it takes no more requests.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// When [`Self::expire`] has something to do next; `None` while no request has a deadline.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.dues.first().map(|&(due, _)| due)
     }
 
     /// Forgets a request whose caller left, wherever it is: its blocks are free for the next step, and nothing
@@ -156,7 +171,7 @@ impl Scheduler {
             // The front always lives; the loop must end even if it did not.
             self.dues.remove(&(due, request));
         }
-        (ended, self.dues.first().map(|&(due, _)| due))
+        (ended, self.next_deadline())
     }
 
     /// What it did, and what it holds now.

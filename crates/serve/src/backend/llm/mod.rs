@@ -34,6 +34,7 @@ pub use self::config::{
     DecoderConfig, GateActivation, LayerAttention, NormKind, Perceptron, Positions, Settings, read,
 };
 pub use self::error::{BackendError, LlmError};
+pub use self::families::is_language_model;
 pub use self::generation::Generation;
 pub use self::rotary::{Rotary, Scaling};
 pub use self::runner::{LlmOptions, LoadedDecoder, Runner, load};

@@ -1,6 +1,8 @@
 //! The families of decoders: each says in a file of its own how its config.json maps to the one description,
 //! and what its weights are called.
 
+use std::path::Path;
+
 use super::config::{DecoderConfig, GateActivation, LayerAttention};
 use super::error::LlmError;
 use super::json::Json;
@@ -24,6 +26,13 @@ const FAMILIES: &[Family] = &[
     Family { model_type: "qwen3", describe: qwen3::describe },
     Family { model_type: "gpt2", describe: gpt2::describe },
 ];
+
+/// Whether the checkpoint in a folder is of one of the families; false where it does not say.
+pub fn is_language_model(path: &Path) -> bool {
+    let json = Json::read(&path.join("config.json"));
+    let known = |model_type: &str| FAMILIES.iter().any(|family| family.model_type == model_type);
+    json.is_ok_and(|json| json.optional_text("model_type").ok().flatten().is_some_and(known))
+}
 
 /// The description of the model that a config.json is of.
 pub(super) fn describe(json: &Json) -> Result<DecoderConfig, LlmError> {

@@ -1,0 +1,494 @@
+//! A language model's thread, and the side of it that callers see.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::mpsc;
+use trustformers_batching::breaker::Breaker;
+use trustformers_batching::continuous::{
+    Admitted, ContinuousConfig, Deadlines, End, Ended, Refusal, Request, RequestId, Scheduled, Scheduler,
+    SequenceId, Stats, StepOutcome, StepPlan,
+};
+use trustformers_batching::queue::Total;
+use trustformers_batching::{BreakerConfig, BreakerState, Clock, MonotonicClock, Rejection, Ticket, Time};
+
+use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
+use super::sampling::Sampler;
+use super::seats::{Drawing, Mail, Seats};
+use super::steps::{Outcome, Stepped, Steps};
+use super::trace::{Life, Span, Trace};
+use crate::backend::llm::Runner;
+use crate::metrics::GenerationMetrics;
+use crate::registry::Now;
+
+/// Runs a language model on a thread of its own. Dropping it ends what generates.
+pub struct Engine {
+    shared: Arc<Shared>,
+    /// Taken by whoever waits for its end first.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Something was submitted, or the model is taken away.
+    work: Condvar,
+    clock: MonotonicClock,
+    metrics: GenerationMetrics,
+    trace: Trace,
+}
+
+struct State {
+    scheduler: Scheduler,
+    seats: Seats,
+    breaker: Option<Breaker>,
+    /// Since when the step that runs does.
+    stepping: Option<Time>,
+    stall_after: Duration,
+    /// All has ended but the step that runs.
+    closed: bool,
+}
+
+/// A request that generates: its events, and its place, which is given up when this is dropped.
+pub struct Generating {
+    events: mpsc::Receiver<GenerationEvent>,
+    shared: Weak<Shared>,
+    admitted: Admitted,
+    /// Texts that have not ended.
+    left: u32,
+    cached_tokens: u32,
+}
+
+/// When an engine is left alone, and what counts as stalled.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    /// `None`: it is never left alone.
+    pub breaker: Option<BreakerConfig>,
+    /// A step that runs longer shows the model as stalled.
+    pub stall_after: Duration,
+}
+
+impl Engine {
+    /// Starts the thread of a model.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start(
+        name: &str,
+        runner: Runner,
+        config: ContinuousConfig,
+        guard: Guard,
+        metrics: GenerationMetrics,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(config),
+                seats: Seats::default(),
+                breaker: guard.breaker.map(Breaker::new),
+                stepping: None,
+                stall_after: guard.stall_after,
+                closed: false,
+            }),
+            work: Condvar::new(),
+            clock: MonotonicClock::default(),
+            metrics,
+            trace: Trace::default(),
+        });
+        let body = {
+            let shared = Arc::clone(&shared);
+            move || {
+                // Also where it panics: nobody must wait for what nobody runs.
+                let _closing = Closing(&shared);
+                shared.run(Steps::new(runner));
+            }
+        };
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Admits a request, or says at once why not.
+    ///
+    /// # Errors
+    /// The reason, and how long what waits and runs will take.
+    pub fn submit(&self, request: GenerationRequest) -> Result<Generating, Box<Refused>> {
+        let samplers = (0..request.choices)
+            .map(|choice| Sampler::new(Arc::clone(&request.sampling), &request.prompt, choice))
+            .collect();
+        let now = self.shared.clock.now();
+        let mut state = self.shared.state.lock();
+        let admitted = state.admit(now, &request).map_err(|refusal| {
+            self.shared.metrics.refused(&refusal);
+            Box::new(Refused { refusal, drain: state.scheduler.predicted_drain() })
+        })?;
+        let left = request.choices;
+        let events = state.seats.add(now, admitted, &request, samplers);
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(Generating { events, shared: Arc::downgrade(&self.shared), admitted, left, cached_tokens: 0 })
+    }
+
+    /// Lets requests in again, whatever the model did before.
+    pub fn reset_breaker(&self) {
+        if let Some(breaker) = &mut self.shared.state.lock().breaker {
+            breaker.reset();
+        }
+    }
+
+    /// What its scheduler is about.
+    pub fn now(&self) -> Now {
+        let now = self.shared.clock.now();
+        let state = self.shared.state.lock();
+        let stats = state.scheduler.stats();
+        let breaker = state.breaker.as_ref().map(|breaker| breaker.state(now));
+        let stalled = state.stepping.is_some_and(|since| now.since(since) > state.stall_after);
+        Now {
+            queued: Total {
+                entries: stats.queued_requests as usize,
+                cost: stats.queued_prompt_tokens,
+                ..Total::default()
+            },
+            breaker,
+            breaker_pause: match breaker {
+                Some(BreakerState::Open { until }) => Some(until.since(now)),
+                _ => None,
+            },
+            stalled: stalled.then_some(0).into_iter().collect(),
+            memory_limit: None,
+        }
+    }
+
+    /// What its scheduler did, and what it holds now.
+    pub fn stats(&self) -> Stats {
+        self.shared.state.lock().scheduler.stats()
+    }
+
+    /// The limits in force.
+    pub fn config(&self) -> ContinuousConfig {
+        self.shared.state.lock().scheduler.config().clone()
+    }
+
+    /// The last steps and requests.
+    pub fn trace(&self) -> &Trace {
+        &self.shared.trace
+    }
+
+    /// Brings counters and gauges up to date; called before they are read.
+    pub fn refresh(&self) {
+        self.shared.metrics.refresh(&self.stats());
+    }
+
+    /// Takes no more requests, lets those that are there end, and ends the thread; blocks until then.
+    pub fn drain(&self) {
+        self.shared.state.lock().scheduler.drain();
+        self.shared.work.notify_one();
+        self.join();
+    }
+
+    /// Ends everything at once but the step that runs.
+    pub fn abort(&self) {
+        self.shared.abort();
+    }
+
+    fn join(&self) {
+        if let Some(thread) = self.thread.lock().take() {
+            // It ends by itself, and what it panicked with was printed.
+            drop(thread.join());
+        }
+        self.refresh();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.abort();
+        self.join();
+    }
+}
+
+impl Generating {
+    /// The next that happens; `None` after the ends of all texts.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let event = ready!(self.events.poll_recv(context));
+        match event {
+            Some(GenerationEvent::Ended { cached_tokens, .. }) => {
+                self.left -= 1;
+                self.cached_tokens = cached_tokens;
+            }
+            // The engine is gone without a word.
+            None => self.left = 0,
+            Some(GenerationEvent::Token { .. }) => {}
+        }
+        Poll::Ready(event)
+    }
+
+    /// The same for those who wait.
+    pub async fn next(&mut self) -> Option<GenerationEvent> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Tokens of the prompt that had been computed for others; known when a text has ended.
+    pub fn cached_tokens(&self) -> u32 {
+        self.cached_tokens
+    }
+
+    /// Ends one text that has begun: its caller has enough of it. Nothing more is said of it.
+    pub fn stop(&mut self, choice: u32) {
+        let sequence = self.admitted.sequences().nth(choice as usize);
+        let (Some(shared), Some(sequence)) = (self.shared.upgrade(), sequence) else { return };
+        if let Some(cached_tokens) = shared.stop(self.admitted.request, sequence) {
+            self.left -= 1;
+            self.cached_tokens = cached_tokens;
+        }
+    }
+}
+
+impl Drop for Generating {
+    fn drop(&mut self) {
+        if self.left > 0
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.cancel(self.admitted);
+        }
+    }
+}
+
+struct Closing<'a>(&'a Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl State {
+    fn admit(&mut self, now: Time, request: &GenerationRequest) -> Result<Admitted, Refusal> {
+        if self.closed {
+            return Err(Rejection::Draining.into());
+        }
+        let wall = Instant::now();
+        let time = |at: Instant| now + at.saturating_duration_since(wall);
+        let admitted = self.scheduler.submit(
+            now,
+            Request {
+                prompt: request.prompt.clone(),
+                max_tokens: request.max_tokens,
+                sequences: request.choices,
+                priority: request.priority,
+                client: request.client,
+                salt: request.salt,
+                deadlines: Deadlines {
+                    queue: None,
+                    first_token: request.first_token.map(time),
+                    total: request.deadline.map(time),
+                },
+            },
+        )?;
+        if let Some(breaker) = &mut self.breaker
+            && let Err(retry_after) = breaker.admit(now, Ticket(admitted.request.0))
+        {
+            self.scheduler.cancel(now, admitted.request);
+            return Err(Rejection::BreakerOpen { retry_after }.into());
+        }
+        Ok(admitted)
+    }
+
+    /// What the scheduler says of sequences that ended.
+    fn ended(
+        &mut self,
+        now: Time,
+        ended: &[Ended],
+        failures: &[(SequenceId, String)],
+        trace: &Trace,
+    ) -> Vec<Mail> {
+        let mut mail = Vec::new();
+        for end in ended {
+            if let Some(seat) = self.seats.get_mut(end.sequence) {
+                let (arrived, first_token) = (seat.arrived, seat.first_token);
+                trace.life(Life { ended: *end, arrived, first_token, left: now });
+            }
+            let how = match end.end {
+                End::Stopped => Finish::Stopped,
+                End::Length => Finish::Length,
+                End::Failed => {
+                    let reason = failures.iter().find(|(sequence, _)| *sequence == end.sequence);
+                    Finish::Failed(
+                        reason.map_or_else(|| "the model failed".to_owned(), |(_, why)| why.clone()),
+                    )
+                }
+                expired => Finish::Expired(expired),
+            };
+            mail.extend(self.seats.end(end, how));
+            if end.last {
+                self.probe_ended(end.request);
+            }
+        }
+        mail
+    }
+
+    /// A request that ended without having run tells the breaker nothing.
+    fn probe_ended(&mut self, request: RequestId) {
+        if let Some(breaker) = &mut self.breaker {
+            breaker.ended(Ticket(request.0));
+        }
+    }
+}
+
+impl Shared {
+    /// The thread: plans, runs and commits until it is drained or aborted.
+    fn run(&self, mut steps: Steps) {
+        while let Some((plan, drawing, planned)) = self.next() {
+            let began = self.clock.now();
+            let stepped = steps.run(&plan, drawing);
+            let ended = self.clock.now();
+            self.commit(Span { planned, began, ended }, plan, stepped);
+        }
+    }
+
+    /// Waits for a step to run; `None` when there will be none.
+    fn next(&self) -> Option<(StepPlan, Vec<Vec<Drawing>>, Time)> {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            let now = self.clock.now();
+            let Scheduled { ended, plan } = state.scheduler.schedule(now);
+            let mail = state.ended(now, &ended, &[], &self.trace);
+            if let Some(plan) = plan {
+                let drawing = self.begin(now, &mut state, &plan);
+                drop(state);
+                mail.into_iter().for_each(Mail::send);
+                return Some((plan, drawing, now));
+            }
+            if !mail.is_empty() {
+                MutexGuard::unlocked(&mut state, || mail.into_iter().for_each(Mail::send));
+                continue;
+            }
+            if state.scheduler.is_draining() && !state.scheduler.has_work() {
+                state.closed = true;
+                return None;
+            }
+            self.wait(&mut state);
+        }
+    }
+
+    /// Until something happens, or the next deadline.
+    fn wait(&self, state: &mut MutexGuard<'_, State>) {
+        match state.scheduler.next_deadline() {
+            None => self.work.wait(state),
+            Some(due) => {
+                let wait = due.since(self.clock.now());
+                self.work.wait_for(state, wait);
+            }
+        }
+    }
+
+    fn begin(&self, now: Time, state: &mut State, plan: &StepPlan) -> Vec<Vec<Drawing>> {
+        state.stepping = Some(now);
+        self.metrics.step_began();
+        for work in &plan.work {
+            if let Some(seat) = state.seats.get_mut(work.sequence)
+                && !std::mem::replace(&mut seat.began, true)
+            {
+                self.metrics.waited(now.since(seat.arrived));
+            }
+        }
+        state.seats.drawing(plan)
+    }
+
+    /// Takes a step's outcome in and tells the callers.
+    fn commit(&self, span: Span, plan: StepPlan, stepped: Stepped) {
+        let Stepped { outcomes, drawings, failed } = stepped;
+        let now = span.ended;
+        let mut outcome =
+            StepOutcome { id: plan.id, busy: now.since(span.began), tokens: Vec::new(), failed: Vec::new() };
+        let (mut mail, mut failures) = (Vec::new(), Vec::new());
+        let mut state = self.state.lock();
+        state.stepping = None;
+        for drawing in drawings {
+            state.seats.put_back(drawing);
+        }
+        for (sequence, of) in outcomes {
+            match of {
+                Outcome::Failed(reason) => {
+                    outcome.failed.push(sequence);
+                    failures.push((sequence, reason));
+                }
+                Outcome::Drawn(drawn, stops) => {
+                    outcome.tokens.push((sequence, drawn.token, stops));
+                    self.drawn(now, &mut state, sequence);
+                    mail.extend(state.seats.mail(sequence, |choice| GenerationEvent::Token {
+                        choice,
+                        token: drawn.token,
+                        stops,
+                        logprobs: drawn.logprobs,
+                    }));
+                }
+            }
+        }
+        if let Some(breaker) = &mut state.breaker {
+            if failed { breaker.failed(now) } else { breaker.succeeded(now) }
+        }
+        let busy = outcome.busy;
+        let ended = state.scheduler.commit(now, outcome);
+        mail.extend(state.ended(now, &ended, &failures, &self.trace));
+        let blocks = state.scheduler.stats().blocks;
+        drop(state);
+        mail.into_iter().for_each(Mail::send);
+        for (_, reason) in failures.iter().take(1) {
+            tracing::warn!(sequences = failures.len(), reason, "sequences failed");
+        }
+        self.metrics.step_ended(&plan, busy);
+        self.trace.step(span, &plan, blocks);
+    }
+
+    fn drawn(&self, now: Time, state: &mut State, sequence: SequenceId) {
+        let Some(seat) = state.seats.get_mut(sequence) else { return };
+        match seat.last_token.replace(now) {
+            None => {
+                seat.first_token = Some(now);
+                self.metrics.first_token(now.since(seat.arrived));
+            }
+            Some(last) => self.metrics.next_token(now.since(last)),
+        }
+    }
+
+    /// Tokens of the prompt that had been computed for others; `None` where the sequence has ended by itself.
+    fn stop(&self, request: RequestId, sequence: SequenceId) -> Option<u32> {
+        let now = self.clock.now();
+        let mut state = self.state.lock();
+        let cached_tokens = state.scheduler.cached_tokens(request);
+        let stopped = state.scheduler.cancel_sequence(now, sequence);
+        state.seats.forget(std::iter::once(sequence));
+        cached_tokens.filter(|_| stopped)
+    }
+
+    fn cancel(&self, admitted: Admitted) {
+        let now = self.clock.now();
+        let mut state = self.state.lock();
+        state.scheduler.cancel(now, admitted.request);
+        state.seats.forget(admitted.sequences());
+        state.probe_ended(admitted.request);
+    }
+
+    fn abort(&self) {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.closed = true;
+        let mut mail = Vec::new();
+        for (request, last) in state.seats.close() {
+            state.scheduler.cancel(now, request);
+            mail.push(last);
+        }
+        drop(state);
+        self.work.notify_one();
+        mail.into_iter().for_each(Mail::send);
+    }
+}

@@ -1,0 +1,151 @@
+//! Who generates what: the side of each sequence that its scheduler does not know.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use trustformers_batching::Time;
+use trustformers_batching::continuous::{Admitted, Ended, RequestId, SequenceId, StepPlan};
+
+use super::request::{Finish, GenerationEvent, GenerationRequest};
+use super::sampling::Sampler;
+
+/// One sequence of an admitted request.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) request: RequestId,
+    pub(super) choice: u32,
+    /// Not there while a step draws with it.
+    sampler: Option<Sampler>,
+    stop_tokens: Arc<[u32]>,
+    /// Holds as many events as the request can ever cause, so that it is never full.
+    events: mpsc::Sender<GenerationEvent>,
+    /// When it was admitted, and when its first and its last token were drawn.
+    pub(super) arrived: Time,
+    pub(super) first_token: Option<Time>,
+    pub(super) last_token: Option<Time>,
+    /// Whether a step has fed any of it.
+    pub(super) began: bool,
+}
+
+impl Seat {
+    /// An event for its caller, to be sent when no lock is held.
+    fn mail(&self, event: GenerationEvent) -> Mail {
+        Mail { to: self.events.clone(), event }
+    }
+}
+
+/// An event on its way to a caller.
+#[derive(Debug)]
+pub(super) struct Mail {
+    to: mpsc::Sender<GenerationEvent>,
+    event: GenerationEvent,
+}
+
+impl Mail {
+    /// A caller who left hears nothing.
+    pub(super) fn send(self) {
+        drop(self.to.try_send(self.event));
+    }
+}
+
+/// A sequence that draws a token in a step.
+#[derive(Debug)]
+pub(super) struct Drawing {
+    pub(super) sequence: SequenceId,
+    pub(super) sampler: Sampler,
+    pub(super) stop_tokens: Arc<[u32]>,
+}
+
+/// All sequences that wait, run or were preempted.
+#[derive(Debug, Default)]
+pub(super) struct Seats {
+    of: HashMap<SequenceId, Seat>,
+}
+
+impl Seats {
+    /// Takes an admitted request in; its events come through what is answered.
+    pub(super) fn add(
+        &mut self,
+        now: Time,
+        admitted: Admitted,
+        request: &GenerationRequest,
+        samplers: Vec<Sampler>,
+    ) -> mpsc::Receiver<GenerationEvent> {
+        // Each choice has at most max_tokens tokens and one end.
+        let most = (request.max_tokens as usize + 1) * samplers.len();
+        let (events, receiver) = mpsc::channel(most.max(1));
+        for ((sequence, sampler), choice) in admitted.sequences().zip(samplers).zip(0..) {
+            let seat = Seat {
+                request: admitted.request,
+                choice,
+                sampler: Some(sampler),
+                stop_tokens: Arc::clone(&request.stop_tokens),
+                events: events.clone(),
+                arrived: now,
+                first_token: None,
+                last_token: None,
+                began: false,
+            };
+            self.of.insert(sequence, seat);
+        }
+        receiver
+    }
+
+    /// Those that a step draws for, in the order of its logits, forks after the work they begin with.
+    pub(super) fn drawing(&mut self, plan: &StepPlan) -> Vec<Vec<Drawing>> {
+        let mut of = |sequence| {
+            let seat = self.of.get_mut(&sequence)?;
+            let (sampler, stop_tokens) = (seat.sampler.take()?, Arc::clone(&seat.stop_tokens));
+            Some(Drawing { sequence, sampler, stop_tokens })
+        };
+        let sampled = plan.work.iter().filter(|work| work.samples);
+        sampled
+            .map(|work| {
+                [&[work.sequence], work.forks.as_slice()].concat().into_iter().filter_map(&mut of).collect()
+            })
+            .collect()
+    }
+
+    /// Gives a sequence back what it draws with; nothing where its caller has left.
+    pub(super) fn put_back(&mut self, drawing: Drawing) {
+        if let Some(seat) = self.of.get_mut(&drawing.sequence) {
+            seat.sampler = Some(drawing.sampler);
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, sequence: SequenceId) -> Option<&mut Seat> {
+        self.of.get_mut(&sequence)
+    }
+
+    /// What a sequence that lives says.
+    pub(super) fn mail(
+        &self,
+        sequence: SequenceId,
+        event: impl FnOnce(u32) -> GenerationEvent,
+    ) -> Option<Mail> {
+        let seat = self.of.get(&sequence)?;
+        Some(seat.mail(event(seat.choice)))
+    }
+
+    /// The last that a sequence says.
+    pub(super) fn end(&mut self, ended: &Ended, how: Finish) -> Option<Mail> {
+        let seat = self.of.remove(&ended.sequence)?;
+        let cached_tokens = ended.cached_tokens;
+        Some(seat.mail(GenerationEvent::Ended { choice: seat.choice, how, cached_tokens }))
+    }
+
+    /// Forgets sequences whose caller left; how many there were.
+    pub(super) fn forget(&mut self, sequences: impl Iterator<Item = SequenceId>) -> usize {
+        sequences.filter(|sequence| self.of.remove(sequence).is_some()).count()
+    }
+
+    /// Ends all of them; whose they were.
+    pub(super) fn close(&mut self) -> Vec<(RequestId, Mail)> {
+        let end = |seat: Seat| {
+            let how = Finish::Closed;
+            (seat.request, seat.mail(GenerationEvent::Ended { choice: seat.choice, how, cached_tokens: 0 }))
+        };
+        self.of.drain().map(|(_, seat)| end(seat)).collect()
+    }
+}

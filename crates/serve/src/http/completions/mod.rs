@@ -1,0 +1,193 @@
+//! OpenAI's completions: text that goes on from a prompt, whole or token by token.
+//!
+//! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
+//! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words.
+
+mod events;
+pub(super) mod fields;
+mod options;
+mod prompts;
+mod reply;
+mod texts;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use trustformers_batching::Rejection;
+use trustformers_batching::continuous::Refusal;
+
+use self::fields::Fields;
+use self::options::Options;
+use self::prompts::Prompt;
+use self::reply::Completions;
+use self::texts::{Ask, Texts};
+use super::body;
+use super::error::{ApiError, Code};
+use super::infer::{Urgency, counted, only, ready};
+use super::request_id::RequestId;
+use super::wire::Format;
+use crate::app::App;
+use crate::generation::Generator;
+use crate::registry::{Running, Version};
+
+pub(super) use super::infer::parse_priority as priority;
+
+/// A request for text whose body has arrived.
+pub(super) struct Asked {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) arrived: Instant,
+}
+
+impl Asked {
+    /// Reads a body of JSON.
+    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
+        let (parts, body) = request.into_parts();
+        if Format::of_request(&parts.headers)? != Format::Json {
+            return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
+        }
+        let deadline = arrived + app.settings.request_timeout;
+        let body = body::read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
+        Ok(Self { headers: parts.headers, body, arrived })
+    }
+}
+
+/// `POST /v1/completions`
+pub(super) async fn completions(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, request).await?;
+    let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
+    let version = generating_model(&app, call.model.as_deref())?;
+    let result = async { complete(&app, &version, &asked, call, id.as_str()).await }.await;
+    counted(&version, result)
+}
+
+/// What a client of `/v1/completions` asks.
+struct Call {
+    model: Option<String>,
+    prompts: Vec<Prompt>,
+    echo: bool,
+    logprobs: Option<u32>,
+    options: Options,
+}
+
+impl Call {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let call = Self {
+            model: fields.optional("model")?,
+            prompts: Prompt::read(fields.value("prompt"))?,
+            echo: fields.or("echo", false)?,
+            logprobs: fields.optional("logprobs")?,
+            options: Options::read(&mut fields)?,
+        };
+        fields.ignore(&["suffix"]);
+        fields.finish()?;
+        Ok(call)
+    }
+}
+
+/// What OpenAI generates where `max_tokens` is not said.
+const USUAL_TOKENS: u32 = 16;
+
+async fn complete(
+    app: &App,
+    version: &Arc<Version>,
+    asked: &Asked,
+    call: Call,
+    id: &str,
+) -> Result<Response, ApiError> {
+    let running = ready(version)?;
+    let generator = generator(version, &running)?;
+    let special = call.options.add_special_tokens.unwrap_or(true);
+    let mut prompts = Vec::with_capacity(call.prompts.len());
+    let mut echoed = Vec::new();
+    for prompt in call.prompts {
+        let text = match &prompt {
+            Prompt::Text(text) if call.echo => Some(text.clone()),
+            _ => None,
+        };
+        let ids = prompt.into_ids(app, generator, special).await?;
+        if call.echo {
+            echoed.push(match text {
+                Some(text) => text,
+                None => decode(generator, &ids)?,
+            });
+        }
+        prompts.push(ids);
+    }
+    let urgency = Urgency {
+        headers: &asked.headers,
+        priority: call.options.priority,
+        timeout_ms: call.options.timeout_ms,
+        arrived: asked.arrived,
+    };
+    let ask = Ask {
+        version,
+        sampling: call.options.sampling(generator, call.logprobs)?,
+        options: &call.options,
+        usual_tokens: USUAL_TOKENS,
+        terms: urgency.terms(app, version)?,
+        timed: urgency.is_timed(),
+        arrived: asked.arrived,
+    };
+    let mut texts = submit(&ask, &running, prompts)?;
+    texts.begin().await?;
+    let tokenizer = Arc::clone(&generator.tokenizer);
+    let replies =
+        Completions::new(id, version.model(), tokenizer, echoed, call.logprobs.is_some(), &call.options);
+    if call.options.stream {
+        return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
+    }
+    Ok(replies.whole(texts).await?.into_response())
+}
+
+fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
+    generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// How often a request follows a model to its replacement before it gives up.
+const MOST_RELOADS: usize = 8;
+
+/// Submits all prompts of a request to the model, or to what has replaced it meanwhile.
+pub(super) fn submit(
+    ask: &Ask<'_>,
+    running: &Arc<Running>,
+    prompts: Vec<Vec<u32>>,
+) -> Result<Texts, ApiError> {
+    let mut running = Arc::clone(running);
+    for _ in 0..MOST_RELOADS {
+        let submitted = Texts::submit(ask, &running, generator(ask.version, &running)?, &prompts);
+        let refused = match submitted {
+            Ok(texts) => return Ok(texts),
+            Err(refused) => refused,
+        };
+        let replacement = ask.version.ready().filter(|now| !Arc::ptr_eq(now, &running));
+        match (&refused.refusal, replacement) {
+            (Refusal::Rejected(Rejection::Draining), Some(replacement)) => running = replacement,
+            _ => return Err(texts::explain(&refused)),
+        }
+    }
+    Err(ApiError::new(Code::ModelNotReady, "the model is reloading"))
+}
+
+/// The model behind `version`, where it generates text.
+pub(super) fn generator<'a>(version: &Version, running: &'a Running) -> Result<&'a Generator, ApiError> {
+    running.generator().ok_or_else(|| {
+        ApiError::of_field("model", format!("model \"{}\" does not generate text", version.model()))
+    })
+}
+
+/// The named model, or the only one that generates text.
+pub(super) fn generating_model(app: &App, name: Option<&str>) -> Result<Arc<Version>, ApiError> {
+    only(&app.registry, name, "generates text", |running| running.generator().is_some())
+}

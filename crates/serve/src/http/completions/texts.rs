@@ -1,0 +1,284 @@
+//! The texts of one request: submitted together, growing side by side, counted once.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use serde::Serialize;
+use trustformers_batching::Rejection;
+use trustformers_batching::continuous::{End, Refusal};
+
+use super::options::Options;
+use crate::generation::Generator;
+use crate::generation::choice::{Choice, Delta};
+use crate::generation::engine::Generating;
+use crate::generation::request::{Finish, GenerationEvent, GenerationRequest, Refused};
+use crate::generation::sampling::Sampling;
+use crate::http::error::{ApiError, Code};
+use crate::http::infer::already_counted;
+use crate::registry::{Running, Terms, Version};
+
+/// What a request asks of the engine, for each of its prompts.
+pub(in crate::http) struct Ask<'a> {
+    pub(in crate::http) version: &'a Arc<Version>,
+    pub(in crate::http) options: &'a Options,
+    pub(in crate::http) sampling: Sampling,
+    /// Most tokens of a text, where the request does not say; never more than the context has room for.
+    pub(in crate::http) usual_tokens: u32,
+    pub(in crate::http) terms: Terms,
+    /// Whether the time limit is the client's own, and so counts for the whole of the text. The server's own is
+    /// about the first token: how long a text becomes is up to it.
+    pub(in crate::http) timed: bool,
+    pub(in crate::http) arrived: Instant,
+}
+
+/// The texts of one request, prompt by prompt.
+pub(in crate::http) struct Texts {
+    prompts: Vec<Prompted>,
+    /// Texts of each prompt.
+    each: usize,
+    named_stops: Vec<u32>,
+    /// Read ahead, so that an error before the first token has a status of its own.
+    first: Option<Result<Update, ApiError>>,
+    version: Arc<Version>,
+    arrived: Instant,
+    /// Keeps the model until the texts have ended.
+    _running: Arc<Running>,
+}
+
+struct Prompted {
+    generating: Generating,
+    choices: Vec<Choice>,
+    prompt_tokens: usize,
+    /// Whether it was counted as answered or failed.
+    counted: bool,
+}
+
+/// Something new about one text.
+#[derive(Debug)]
+pub(in crate::http) struct Update {
+    /// Its place among all texts of the request, those of the first prompt first.
+    pub(in crate::http) index: usize,
+    pub(in crate::http) delta: Delta,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(in crate::http) struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokens,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+struct PromptTokens {
+    cached_tokens: usize,
+}
+
+impl Texts {
+    /// Submits all prompts; when one is refused, none runs.
+    pub(in crate::http) fn submit(
+        ask: &Ask<'_>,
+        running: &Arc<Running>,
+        generator: &Generator,
+        prompts: &[Vec<u32>],
+    ) -> Result<Self, Box<Refused>> {
+        let sampling = Arc::new(ask.sampling.clone());
+        let stop_tokens: Arc<[u32]> = ask.options.all_stop_tokens(generator).into();
+        let text = ask.options.text();
+        let deadline = ask.terms.deadline;
+        let mut submitted = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let choices = (0..ask.options.best_of)
+                .map(|_| Choice::new(&generator.tokenizer, prompt, text.clone()))
+                .collect();
+            let prompt_tokens = prompt.len();
+            let room = (generator.context as usize).saturating_sub(prompt_tokens).max(1);
+            let usual = ask.usual_tokens.min(u32::try_from(room).unwrap_or(u32::MAX));
+            let request = GenerationRequest {
+                prompt: prompt.clone(),
+                choices: ask.options.best_of,
+                max_tokens: ask.options.max_tokens.unwrap_or(usual),
+                sampling: Arc::clone(&sampling),
+                stop_tokens: Arc::clone(&stop_tokens),
+                priority: ask.terms.priority,
+                client: ask.terms.client,
+                salt: ask.options.salt,
+                first_token: (!ask.timed).then_some(deadline),
+                deadline: ask.timed.then_some(deadline),
+            };
+            let generating = generator.engine.submit(request)?;
+            submitted.push(Prompted { generating, choices, prompt_tokens, counted: false });
+        }
+        Ok(Self {
+            prompts: submitted,
+            each: ask.options.best_of as usize,
+            named_stops: stop_tokens.iter().copied().filter(|&token| ask.options.names(token)).collect(),
+            first: None,
+            version: Arc::clone(ask.version),
+            arrived: ask.arrived,
+            _running: Arc::clone(running),
+        })
+    }
+
+    /// Waits for the first update; its error is that of the whole request.
+    pub(in crate::http) async fn begin(&mut self) -> Result<(), ApiError> {
+        match self.next().await {
+            Some(Err(error)) => Err(error),
+            first => {
+                self.first = first;
+                Ok(())
+            }
+        }
+    }
+
+    /// The next update; `None` when all texts have ended. An error is the last.
+    pub(in crate::http) async fn next(&mut self) -> Option<Result<Update, ApiError>> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same for those who poll.
+    pub(in crate::http) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Update, ApiError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let mut all_ended = true;
+        for (place, prompted) in self.prompts.iter_mut().enumerate() {
+            loop {
+                match prompted.generating.poll_next(context) {
+                    Poll::Pending => {
+                        all_ended = false;
+                        break;
+                    }
+                    Poll::Ready(None) => {
+                        if !std::mem::replace(&mut prompted.counted, true) {
+                            self.version.metrics().ended(None);
+                        }
+                        break;
+                    }
+                    Poll::Ready(Some(event)) => match prompted.take_in(event, &self.named_stops) {
+                        Ok(None) => {}
+                        Ok(Some((choice, delta))) => {
+                            let index = place * self.each + choice;
+                            return Poll::Ready(Some(Ok(Update { index, delta })));
+                        }
+                        Err(error) => {
+                            prompted.counted = true;
+                            self.version.metrics().ended(Some(error.code.name()));
+                            return Poll::Ready(Some(Err(already_counted(error))));
+                        }
+                    },
+                }
+            }
+        }
+        if all_ended { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// Texts of each prompt.
+    pub(in crate::http) fn each(&self) -> usize {
+        self.each
+    }
+
+    /// Tokens so far.
+    pub(in crate::http) fn usage(&self) -> Usage {
+        let prompt_tokens = self.prompts.iter().map(|prompted| prompted.prompt_tokens).sum();
+        let choices = self.prompts.iter().flat_map(|prompted| &prompted.choices);
+        let completion_tokens = choices.map(|choice| choice.tokens() as usize).sum();
+        let cached = self.prompts.iter().map(|prompted| prompted.generating.cached_tokens() as usize);
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: cached.sum() },
+        }
+    }
+
+    /// The places of each prompt's `n` best texts, best first.
+    pub(in crate::http) fn best(&self, n: usize) -> Vec<Vec<usize>> {
+        let of = |(place, prompted): (usize, &Prompted)| {
+            let mut order: Vec<usize> = (0..prompted.choices.len()).collect();
+            if order.len() > n {
+                let mean = |&choice: &usize| prompted.choices[choice].mean_logprob();
+                order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+            }
+            order.into_iter().take(n).map(|choice| place * self.each + choice).collect()
+        };
+        self.prompts.iter().enumerate().map(of).collect()
+    }
+}
+
+impl Drop for Texts {
+    fn drop(&mut self) {
+        for _ in self.prompts.iter().filter(|prompted| !prompted.counted) {
+            self.version.metrics().ended(Some("cancelled"));
+        }
+        self.version.metrics().call_took(self.arrived.elapsed());
+    }
+}
+
+impl Prompted {
+    /// What an event says of which text; nothing of one that has ended.
+    fn take_in(
+        &mut self,
+        event: GenerationEvent,
+        named_stops: &[u32],
+    ) -> Result<Option<(usize, Delta)>, ApiError> {
+        let index = match &event {
+            GenerationEvent::Token { choice, .. } | GenerationEvent::Ended { choice, .. } => *choice as usize,
+        };
+        let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.has_ended()) else {
+            return Ok(None);
+        };
+        let failed = |error: crate::text::TextError| ApiError::new(Code::ModelFailed, error.to_string());
+        let delta = match event {
+            GenerationEvent::Token { token, stops, logprobs, .. } => {
+                let named = named_stops.contains(&token);
+                let delta = choice.token(token, stops, named, logprobs).map_err(failed)?;
+                if choice.has_ended() {
+                    self.generating.stop(u32::try_from(index).unwrap_or(u32::MAX));
+                }
+                delta
+            }
+            GenerationEvent::Ended { how: Finish::Stopped, .. } => choice.end(false).map_err(failed)?,
+            GenerationEvent::Ended { how: Finish::Length, .. } => choice.end(true).map_err(failed)?,
+            GenerationEvent::Ended { how: Finish::Failed(reason), .. } => {
+                return Err(ApiError::new(Code::ModelFailed, reason));
+            }
+            GenerationEvent::Ended { how: Finish::Expired(end), .. } => return Err(expired(end)),
+            GenerationEvent::Ended { how: Finish::Closed, .. } => {
+                return Err(ApiError::new(Code::ShuttingDown, "the model was taken away"));
+            }
+        };
+        Ok(Some((index, delta)))
+    }
+}
+
+fn expired(end: End) -> ApiError {
+    let message = match end {
+        End::ExpiredFirstToken | End::ExpiredInQueue => {
+            "the time for the first token was over before it was there"
+        }
+        _ => "the time for the text was over before its end",
+    };
+    ApiError::new(Code::DeadlineExceeded, message)
+}
+
+/// What a refused request tells its client.
+pub(in crate::http) fn explain(refused: &Refused) -> ApiError {
+    match &refused.refusal {
+        Refusal::Rejected(Rejection::NeverFits { cost, limit }) => ApiError::invalid(format!(
+            "prompt and text have up to {cost} tokens, and the KV cache holds {limit}: shorten the prompt or max_tokens"
+        )),
+        Refusal::Rejected(rejection) => ApiError::rejected(rejection, refused.drain),
+        Refusal::EmptyPrompt => ApiError::of_field("prompt", refused.refusal.to_string()),
+        Refusal::NothingToGenerate | Refusal::ContextExceeded { .. } => {
+            ApiError::of_field("max_tokens", refused.refusal.to_string())
+        }
+        Refusal::Sequences { .. } => ApiError::of_field("n", refused.refusal.to_string()),
+    }
+}

@@ -1,0 +1,144 @@
+//! Metrics of models that generate text.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
+use trustformers_batching::InstanceId;
+use trustformers_batching::continuous::stats::Counters;
+use trustformers_batching::continuous::{Refusal, Stats, StepPlan};
+
+use super::{Families, SECONDS, VERSION, VersionMetrics, opts};
+
+/// Families that only models which generate text have.
+#[derive(Debug, Clone)]
+pub(super) struct GenerationFamilies {
+    first_token: HistogramVec,
+    inter_token: HistogramVec,
+    blocks: IntGaugeVec,
+    sequences: IntGaugeVec,
+    preemptions: IntCounterVec,
+}
+
+impl GenerationFamilies {
+    pub(super) fn new(families: &Families) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            first_token: families.histograms(
+                "time_to_first_token_seconds",
+                "Time from admission to a text's first token.",
+                SECONDS,
+            )?,
+            inter_token: families.histograms(
+                "inter_token_seconds",
+                "Time from one token of a text to the next.",
+                SECONDS,
+            )?,
+            blocks: families.register(IntGaugeVec::new(
+                opts(
+                    "kv_blocks",
+                    "Blocks of the KV cache: in use, kept for prompts that begin alike, or free.",
+                ),
+                &["model", "version", "state"],
+            )?)?,
+            sequences: families.register(IntGaugeVec::new(
+                opts("sequences", "Texts that wait, are generated, or lost their blocks and wait again."),
+                &["model", "version", "state"],
+            )?)?,
+            preemptions: families.counters(
+                "preemptions_total",
+                "Texts that lost their blocks to others and are computed again.",
+                VERSION,
+            )?,
+        })
+    }
+}
+
+/// The metrics of one load of a model that generates text.
+#[derive(Debug)]
+pub struct GenerationMetrics {
+    of: Arc<VersionMetrics>,
+    first_token: Histogram,
+    inter_token: Histogram,
+    /// Prompt, cached, generated.
+    tokens: [IntCounter; 3],
+    preemptions: IntCounter,
+    /// What the scheduler had counted when it was last asked.
+    counted: Mutex<Counters>,
+}
+
+impl GenerationMetrics {
+    /// Those of a version, for a scheduler that has counted nothing yet.
+    pub fn new(of: &Arc<VersionMetrics>) -> Self {
+        let labels = [of.model.as_str(), of.version.as_str()];
+        let tokens = |kind: &str| of.tokens.with_label_values(&[of.model.as_str(), &of.version, kind]);
+        Self {
+            first_token: of.generation.first_token.with_label_values(&labels),
+            inter_token: of.generation.inter_token.with_label_values(&labels),
+            tokens: ["prompt", "cached", "generated"].map(tokens),
+            preemptions: of.generation.preemptions.with_label_values(&labels),
+            counted: Mutex::default(),
+            of: Arc::clone(of),
+        }
+    }
+
+    /// Counts a request that was not admitted.
+    pub fn refused(&self, refusal: &Refusal) {
+        self.of.refused(refusal.reason());
+    }
+
+    /// Counts a request that left the queue.
+    pub fn waited(&self, time: Duration) {
+        self.of.queue_duration.observe(time.as_secs_f64());
+    }
+
+    /// Counts a text's first token.
+    pub fn first_token(&self, time: Duration) {
+        self.first_token.observe(time.as_secs_f64());
+    }
+
+    /// Counts every further one.
+    pub fn next_token(&self, time: Duration) {
+        self.inter_token.observe(time.as_secs_f64());
+    }
+
+    /// A step begins.
+    pub fn step_began(&self) {
+        self.of.batch_started(InstanceId(0));
+    }
+
+    /// Counts a step of the model.
+    pub fn step_ended(&self, plan: &StepPlan, busy: Duration) {
+        self.of.batch_size.observe(plan.work.len() as f64);
+        let tokens: usize = plan.work.iter().map(|work| work.tokens.len()).sum();
+        self.of.batch_tokens.observe(tokens as f64);
+        self.of.compute_duration.observe(busy.as_secs_f64());
+        if let Some((window, _)) = self.of.busy.first() {
+            window.lock().end(Instant::now(), busy);
+        }
+    }
+
+    /// Brings counters and gauges up to what the scheduler says.
+    pub fn refresh(&self, stats: &Stats) {
+        let mut counted = self.counted.lock();
+        let now = &stats.counters;
+        let [prompt, cached, generated] = &self.tokens;
+        prompt.inc_by(now.prompt_tokens - counted.prompt_tokens);
+        cached.inc_by(now.cached_prompt_tokens - counted.cached_prompt_tokens);
+        generated.inc_by(now.generated_tokens - counted.generated_tokens);
+        self.preemptions.inc_by(now.preemptions - counted.preemptions);
+        *counted = now.clone();
+        let set = |family: &IntGaugeVec, state: &str, value: u64| {
+            let gauge = family.with_label_values(&[self.of.model.as_str(), &self.of.version, state]);
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        let blocks = &self.of.generation.blocks;
+        set(blocks, "used", stats.blocks.used.into());
+        set(blocks, "cached", stats.blocks.cached.into());
+        set(blocks, "free", stats.blocks.free.into());
+        let sequences = &self.of.generation.sequences;
+        set(sequences, "waiting", stats.sequences_waiting);
+        set(sequences, "running", stats.sequences_running);
+        set(sequences, "preempted", stats.sequences_preempted);
+    }
+}

@@ -1,0 +1,296 @@
+//! A loaded model that runs batches of requests: its batcher, its instances, and how a call goes through them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use trustformers_batching::advice::advise;
+use trustformers_batching::batcher::BatchRecord;
+use trustformers_batching::queue::Total;
+use trustformers_batching::replay::Event;
+use trustformers_batching::{
+    Batcher, BreakerState, Failure, InstanceId, Instances, Observer, Rejection, ShapeKey, Snapshot,
+    Submission, Suggestion, Ticket,
+};
+
+use super::event_log::EventLog;
+use super::running::{Now, Terms};
+use crate::backend::{Input, Lengths, Output, Signature};
+use crate::metrics::VersionMetrics;
+
+/// A model that answers requests batch by batch.
+pub struct Batches {
+    /// What it reads and writes.
+    pub signature: Signature,
+    metrics: Arc<VersionMetrics>,
+    batcher: Arc<Batcher<Input, Output>>,
+    instances: Instances<Input, Output>,
+}
+
+/// Passes what the batcher sees to metrics and to the event log.
+pub(super) struct Watcher {
+    pub(super) metrics: Arc<VersionMetrics>,
+    /// Whether a batch's cost is the tokens that the model reads.
+    pub(super) reads_text: bool,
+    pub(super) log: Option<EventLog>,
+}
+
+impl Observer for Watcher {
+    fn batch_started(&self, instance: InstanceId) {
+        self.metrics.batch_started(instance);
+    }
+
+    fn batch_ended(&self, record: &BatchRecord<'_>) {
+        self.metrics.batch_ended(record);
+        if self.reads_text {
+            self.metrics.read_tokens(record.cost);
+        }
+    }
+
+    fn event(&self, event: Event) {
+        if let Some(log) = &self.log {
+            log.push(event);
+        }
+    }
+}
+
+/// Why one item of a call has no result.
+#[derive(Debug, Clone)]
+pub enum Unanswered {
+    /// It was not admitted; the duration is how long the queue will take to drain.
+    Rejected(Rejection, Option<Duration>),
+    /// It was admitted and failed.
+    Failed(Failure),
+}
+
+impl Batches {
+    pub(super) fn new(
+        signature: Signature,
+        metrics: Arc<VersionMetrics>,
+        batcher: Arc<Batcher<Input, Output>>,
+        instances: Instances<Input, Output>,
+    ) -> Self {
+        Self { signature, metrics, batcher, instances }
+    }
+
+    /// Requests that wait.
+    pub(super) fn queued(&self) -> Total {
+        self.batcher.queued()
+    }
+
+    /// Lets requests in again, whatever the model did before.
+    pub(super) fn reset_breaker(&self) {
+        self.batcher.reset_breaker();
+    }
+
+    /// What its scheduler is about.
+    pub(super) fn now(&self) -> Now {
+        self.batcher.inspect(|scheduler, now| Now {
+            queued: scheduler.queued(),
+            breaker: scheduler.breaker(now),
+            breaker_pause: match scheduler.breaker(now) {
+                Some(BreakerState::Open { until }) => Some(until.since(now)),
+                _ => None,
+            },
+            stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
+            memory_limit: scheduler.memory().limit(),
+        })
+    }
+
+    /// What the scheduler did since the version was loaded, and what that suggests.
+    pub(crate) fn insight(&self) -> (Snapshot, Vec<Suggestion>) {
+        self.batcher.inspect(|scheduler, now| {
+            let snapshot = scheduler.stats(now);
+            let suggestions = advise(&snapshot, scheduler.config());
+            (snapshot, suggestions)
+        })
+    }
+
+    /// Runs what is queued and ends the threads; blocks until then.
+    pub(super) fn drain(&self) {
+        self.instances.drain();
+    }
+
+    /// Answers everything at once: the server stops.
+    pub(super) fn abort(&self) {
+        self.batcher.abort();
+    }
+
+    /// Refuses `items` that are not tokenised yet, if that would be all for nothing: overload has to be cheap.
+    pub fn refuse_early(&self, items: usize, terms: Terms) -> Option<Unanswered> {
+        let timeout = terms.deadline.saturating_duration_since(Instant::now());
+        let rejection = self.batcher.refuse_early(items, terms.client, terms.priority, timeout)?;
+        // Of a model that is being replaced the replacement may take them.
+        (rejection != Rejection::Draining)
+            .then(|| Unanswered::Rejected(rejection, self.batcher.predicted_drain()))
+    }
+
+    /// Runs items through the batcher; one answer an item, in order.
+    ///
+    /// When the future is dropped, because the client left, items that still wait never run. With
+    /// `all_or_none`, one that is not admitted takes the others back before they run, if it still can.
+    pub async fn infer(
+        &self,
+        items: &[Arc<Input>],
+        terms: Terms,
+        all_or_none: bool,
+    ) -> Vec<Result<Output, Unanswered>> {
+        let timeout = terms.deadline.saturating_duration_since(Instant::now());
+        let gathering = Arc::new(Gathering::new(items.len()));
+        let lengths = self.signature.lengths();
+        let submissions = items.iter().enumerate().map(|(index, input)| {
+            let Size { cost, seq_len } = Size::of(input, lengths);
+            let gathering = Arc::clone(&gathering);
+            Submission {
+                input: Arc::clone(input),
+                client: terms.client,
+                cost,
+                seq_len,
+                bytes: bytes(input),
+                shape: shape_key(input, lengths),
+                priority: terms.priority,
+                timeout: Some(timeout),
+                reply: Box::new(move |result| gathering.put(index, result.map_err(Unanswered::Failed))),
+            }
+        });
+        let admitted = self.batcher.submit(submissions);
+        let mut guard =
+            CancelOnDrop { batches: self, gathering: &gathering, tickets: Vec::with_capacity(items.len()) };
+        let mut refused = Vec::new();
+        for (index, result) in admitted.into_iter().enumerate() {
+            match result {
+                Ok(ticket) => guard.tickets.push(ticket),
+                Err(rejection) => refused.push((index, rejection)),
+            }
+        }
+        if let Some((_, first)) = refused.first() {
+            let drain = self.batcher.predicted_drain();
+            if all_or_none {
+                guard.take_back();
+                return items.iter().map(|_| Err(Unanswered::Rejected(first.clone(), drain))).collect();
+            }
+            for (index, rejection) in refused {
+                gathering.put(index, Err(Unanswered::Rejected(rejection, drain)));
+            }
+        }
+        let results = gathering.all().await;
+        guard.tickets.clear();
+        results
+    }
+}
+
+struct CancelOnDrop<'a> {
+    batches: &'a Batches,
+    gathering: &'a Gathering,
+    /// Empty once the call has all its answers.
+    tickets: Vec<Ticket>,
+}
+
+impl CancelOnDrop<'_> {
+    fn take_back(&mut self) {
+        for ticket in self.tickets.drain(..) {
+            self.batches.batcher.cancel(ticket);
+        }
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.tickets.is_empty() {
+            return;
+        }
+        for _ in 0..self.gathering.slots.lock().missing {
+            self.batches.metrics.ended(Some("cancelled"));
+        }
+        self.take_back();
+    }
+}
+
+/// Collects the answers of one call and wakes its task once, with the last.
+struct Gathering {
+    slots: Mutex<Slots>,
+    complete: Notify,
+}
+
+struct Slots {
+    results: Vec<Option<Result<Output, Unanswered>>>,
+    missing: usize,
+}
+
+impl Gathering {
+    fn new(items: usize) -> Self {
+        let results = (0..items).map(|_| None).collect();
+        Self { slots: Mutex::new(Slots { results, missing: items }), complete: Notify::new() }
+    }
+
+    fn put(&self, index: usize, result: Result<Output, Unanswered>) {
+        let mut slots = self.slots.lock();
+        if slots.results[index].replace(result).is_none() {
+            slots.missing -= 1;
+        }
+        if slots.missing == 0 {
+            drop(slots);
+            self.complete.notify_one();
+        }
+    }
+
+    async fn all(&self) -> Vec<Result<Output, Unanswered>> {
+        self.complete.notified().await;
+        let results = std::mem::take(&mut self.slots.lock().results);
+        // Complete, so none is missing; were one, whether it ran would not be known.
+        let unknown = || Err(Unanswered::Failed(Failure::ClosedRunning));
+        results.into_iter().map(|result| result.unwrap_or_else(unknown)).collect()
+    }
+}
+
+/// What an input keeps in memory while it waits.
+fn bytes(input: &Input) -> u64 {
+    let bytes = match input {
+        Input::Tensors(tensors) => tensors.iter().map(|tensor| tensor.data.len()).sum(),
+        Input::Tokens(ids) => size_of_val(ids.as_slice()),
+    };
+    bytes as u64
+}
+
+/// What an item adds to a batch.
+pub(crate) struct Size {
+    pub(crate) cost: u32,
+    /// 0 where it is not padded.
+    pub(crate) seq_len: u32,
+}
+
+impl Size {
+    pub(crate) fn of(input: &Input, lengths: Option<&Lengths>) -> Self {
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        match (input, lengths) {
+            (Input::Tokens(ids), _) => Self { cost: count(ids.len()), seq_len: 0 },
+            (Input::Tensors(_), None) => Self { cost: 1, seq_len: 0 },
+            (Input::Tensors(tensors), Some(lengths)) => {
+                // One whose inputs differ was refused before; the model refuses it again.
+                let length = lengths.length(tensors).map_or(0, count);
+                Self { cost: length.max(1), seq_len: length }
+            }
+        }
+    }
+}
+
+/// Tensors are stacked, so all of a batch have the same shapes but for what is padded; token sequences are
+/// packed, whatever their lengths.
+pub(crate) fn shape_key(input: &Input, lengths: Option<&Lengths>) -> ShapeKey {
+    match input {
+        Input::Tokens(_) => ShapeKey::default(),
+        Input::Tensors(tensors) => {
+            let mut hasher = DefaultHasher::new();
+            for (index, tensor) in tensors.iter().enumerate() {
+                tensor.shape.len().hash(&mut hasher);
+                let varies = |axis| lengths.is_some_and(|lengths| lengths.varies(index, axis));
+                let fixed = tensor.shape.iter().enumerate().filter(|(axis, _)| !varies(*axis));
+                fixed.for_each(|(_, size)| size.hash(&mut hasher));
+            }
+            ShapeKey(hasher.finish())
+        }
+    }
+}
