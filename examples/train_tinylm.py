@@ -1,6 +1,6 @@
 """Makes the checkpoint of the built-in language model ``tinylm``, from a seed and nothing else.
 
-    python examples/train_tinylm.py FOLDER [--tokens 8_000_000]
+    python examples/train_tinylm.py examples/tinylm
 
 Draws stories from ``tinylm_grammar.py``, makes a byte-level BPE tokenizer of them, trains a Llama of 1.2
 million parameters, and writes a folder in Hugging Face's layout. It takes about ten minutes on two cores. Of
@@ -48,6 +48,9 @@ CHAT_TEMPLATE = (
 BATCH_TOKENS = 4096
 WARMUP_STEPS = 50
 LEARNING_RATE = 3e-3
+SHARPNESS = 2.0
+"""What logits are multiplied with in the end. So small a model gives each of many wrong words a little of the
+probability; drawn as it learnt them, 96 of 100 sentences are right, and as it is saved, more than 99."""
 
 
 class Norm(nn.Module):
@@ -273,6 +276,7 @@ def write(folder: Path, tokenizer: Tokenizer, model: Llama) -> None:
     """The checkpoint: weights in bfloat16, and the files that say what they are."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": weight.bfloat16() for name, weight in model.state_dict().items()}
+    weights["model.norm.weight"] *= SHARPNESS
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
     ends = {"bos_token_id": BEGIN_ID, "eos_token_id": END_ID}
