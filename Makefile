@@ -10,9 +10,9 @@ unexport VIRTUAL_ENV PYTHONPATH
 # The one pin of torch in the repository is in the wheel's dependencies.
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' python/client/pyproject.toml)
 SERVER := target/release/trustformers-serve
-WHEEL_SOURCES = $(shell find crates python/client -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name '*.cc' -o -name '*.md' \)) Cargo.lock
+WHEEL_SOURCES = $(shell find crates python/client -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name '*.cc' -o -name '*.md' -o -path '*/tinylm/*' \)) Cargo.lock
 
-.PHONY: help serve test bench fmt clean build models wheel lint check-rust check-python lock
+.PHONY: help serve test bench bench-llm fmt clean build models wheel lint check-rust check-python lock
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: lint check-rust check-python ## All checks
 
 bench: build-bench models ## Load tests, beside the peers; tables here, JSON in .bench/results
 	@python tests/bench/run.py all
+
+bench-llm: build-bench ## Texts of a language model, beside llama.cpp (built here, once) and transformers
+	@python tests/bench/run.py llm
 
 fmt: $(VENV)/.installed ## Format everything
 	cargo fmt --all

@@ -15,30 +15,36 @@ from typing import Any
 from harness import HERE, WORK, BenchError, Program
 
 WAITS_MS = (0, 2, 10)
-_VENV = WORK / "venv-mosec"
-_REQUIREMENTS = HERE / "peers.txt"
 
 
-def _venv_python() -> Path:
-    """The interpreter of the peers' environment, which is made when missing or out of date.
+def environment(name: str, requirements: Path) -> Path:
+    """The virtual environment that holds a peer's packages, made when missing or out of date.
 
     Torch is not installed a second time: a .pth file lends this environment's packages.
     """
-    python, marker = _VENV / "bin" / "python", _VENV / "installed.txt"
-    if marker.exists() and marker.read_text() == _REQUIREMENTS.read_text():
-        return python
-    print(f"making {_VENV} for the peers", file=sys.stderr)
-    _VENV.parent.mkdir(parents=True, exist_ok=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-r", _REQUIREMENTS]
+    venv = WORK / f"venv-{name}"
+    python, marker = venv / "bin" / "python", venv / "installed.txt"
+    if marker.exists() and marker.read_text() == requirements.read_text():
+        return venv
+    print(f"making {venv} for {name}", file=sys.stderr)
+    venv.parent.mkdir(parents=True, exist_ok=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-r", requirements]
     try:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", _VENV], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
         subprocess.run(pip, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise BenchError(f"the peers' environment cannot be made: {error}") from error
-    library = sysconfig.get_path("purelib", vars={"base": str(_VENV)})
+        raise BenchError(f"the environment of {name} cannot be made: {error}") from error
+    library = sysconfig.get_path("purelib", vars={"base": str(venv)})
     Path(library, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    marker.write_text(_REQUIREMENTS.read_text())
-    return python
+    marker.write_text(requirements.read_text())
+    return venv
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Mosec(Program):
@@ -49,16 +55,15 @@ class Mosec(Program):
 
     def __init__(self, model: Path | str, wait_ms: int, timeout_ms: int = 30_000) -> None:
         name = model if isinstance(model, str) else model.stem
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}/inference"
         # mosec leaves its folder of sockets behind when it is killed before it has started.
         self._sockets = tempfile.TemporaryDirectory(prefix="mosec-")
         settings = {"address": "127.0.0.1", "port": port, "wait": wait_ms, "timeout": timeout_ms}
         flags = [f"--{key}={value}" for key, value in settings.items()]
         path = f"--path={self._sockets.name}/{name}"
-        app = [_venv_python(), HERE / "mosec_app.py", model, str(wait_ms)]
+        python = environment("mosec", HERE / "peers.txt") / "bin" / "python"
+        app = [python, HERE / "mosec_app.py", model, str(wait_ms)]
         super().__init__(f"mosec {name} wait {wait_ms} ms", [*app, *flags, path])
 
     def __enter__(self) -> Mosec:
@@ -72,10 +77,10 @@ class Mosec(Program):
 
 
 class Reference(Program):
-    """`reference.py` in a process of its own, which measures once each time it is asked."""
+    """`reference.py`, or another of its kind, in a process of its own: it measures when it is asked."""
 
-    def __init__(self, name: str, arguments: Sequence[str | Path]) -> None:
-        super().__init__(name, [sys.executable, HERE / "reference.py", *arguments])
+    def __init__(self, name: str, arguments: Sequence[str | Path], script: str = "reference.py") -> None:
+        super().__init__(name, [sys.executable, HERE / script, *arguments])
         self.hello: dict[str, Any] = {}  # what it tells about itself when ready
 
     def __enter__(self) -> Reference:
@@ -89,11 +94,11 @@ class Reference(Program):
             raise
         return self
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self, question: str = "") -> dict[str, Any]:
         process = self._running()
         if process.stdin is None:
             raise BenchError(f"{self.name} takes no questions")
-        process.stdin.write("\n")
+        process.stdin.write(f"{question}\n")
         process.stdin.flush()
         return self._read()
 

@@ -23,6 +23,7 @@ import footprint
 import foretold
 import goodput
 import isolation
+import llm
 import overhead
 import scheduling
 from harness import ROOT, BenchError, Options
@@ -42,6 +43,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "buckets": buckets.run,
     "foretold": foretold.run,
 }
+# Not among "all": it builds llama.cpp, and takes as long as all others together.
+LARGE: dict[str, Callable[[Options], Report]] = {"llm": llm.run}
 
 
 def _arguments() -> argparse.Namespace:
@@ -50,7 +53,7 @@ def _arguments() -> argparse.Namespace:
         description="Measure this server beside its peers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("benchmark", nargs="?", default="all", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("benchmark", nargs="?", default="all", choices=[*BENCHMARKS, *LARGE, "all"])
     release = ROOT / "target" / "release"
     parser.add_argument(
         "--server", type=Path, default=release / "trustformers-serve", help="program under test"
@@ -93,7 +96,7 @@ def main() -> int:
     for name in BENCHMARKS if arguments.benchmark == "all" else [arguments.benchmark]:
         neighbours = Neighbours()
         try:
-            report = BENCHMARKS[name](options)
+            report = (BENCHMARKS | LARGE)[name](options)
         except BenchError as error:
             print(f"{name} could not be run: {error}\n", file=sys.stderr, flush=True)
             failed = True

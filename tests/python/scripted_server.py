@@ -18,9 +18,18 @@ class Answer:
     body: bytes = b"{}"
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """A reply of server-sent events: the data of each, sent on its own, and what happens then."""
+
+    events: list[str]
+    then: str = "end of the body"
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
 CLOSE = "close after reading the request"
 SILENCE = "read the request and say nothing"
-Step = Answer | str
+Step = Answer | Streamed | str
 
 
 class ScriptedServer:
@@ -33,6 +42,7 @@ class ScriptedServer:
         self._thread = threading.Thread(target=self._serve)
         self.requests: list[bytes] = []
         self.times: list[float] = []
+        self.left = False  # whether the client closed a stream that had gone silent
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> ScriptedServer:
@@ -58,8 +68,24 @@ class ScriptedServer:
                 self.times.append(time.monotonic())
                 if isinstance(step, Answer):
                     connection.sendall(_encode(step))
+                elif isinstance(step, Streamed):
+                    self._stream(connection, step)
                 elif step == SILENCE:
                     self._done.wait(30)
+
+    def _stream(self, connection: socket.socket, step: Streamed) -> None:
+        headers = {"content-type": "text/event-stream", "transfer-encoding": "chunked", **step.headers}
+        lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in headers.items())]
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
+        for event in step.events:
+            data = f"data: {event}\n\n".encode()
+            connection.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        if step.then == SILENCE:
+            # The other side's end of the connection ends it too.
+            connection.settimeout(30)
+            self.left = connection.recv(1) == b""
+        elif step.then != CLOSE:
+            connection.sendall(b"0\r\n\r\n")
 
 
 def _read_request(connection: socket.socket) -> bytes:

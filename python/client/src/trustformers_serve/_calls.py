@@ -60,7 +60,7 @@ def predict(model: str, data: Any, options: Options) -> Call[Any]:
     """One item."""
     content, found_numpy = _codec.pack({"data": data, **options.fields()})
     convert = _converter(options, found_numpy)
-    return _predict_call(model, options, content, lambda reply: convert(_member(_checked(reply), "data")))
+    return _predict_call(model, options, content, lambda reply: convert(member(checked(reply), "data")))
 
 
 def predict_batch(
@@ -73,16 +73,16 @@ def predict_batch(
     convert = _converter(options, found_numpy)
 
     def read(reply: Reply) -> list[Any]:
-        predictions: list[Any] = _member(_checked(reply), "predictions")
+        predictions: list[Any] = member(checked(reply), "predictions")
         results: list[Any] = []
         for index, prediction in enumerate(predictions):
             if "error" in prediction:
-                error = _api_error(reply, prediction["error"], index)
+                error = api_error(reply, prediction["error"], index)
                 if raise_on_error:
                     raise error
                 results.append(error)
             else:
-                results.append(convert(_member(prediction, "data")))
+                results.append(convert(member(prediction, "data")))
         return results
 
     return _predict_call(model, options, content, read)
@@ -97,9 +97,9 @@ def embed(texts: str | Sequence[str], model: str | None) -> Call[npt.NDArray[np.
         body["model"] = model
 
     def read(reply: Reply) -> npt.NDArray[np.float32]:
-        rows: list[Any] = _member(_checked(reply), "data")
-        ordered = sorted(rows, key=lambda row: _member(row, "index"))
-        return _codec.embeddings([_member(row, "embedding") for row in ordered])
+        rows: list[Any] = member(checked(reply), "data")
+        ordered = sorted(rows, key=lambda row: member(row, "index"))
+        return _codec.embeddings([member(row, "embedding") for row in ordered])
 
     return Call(
         "POST",
@@ -112,40 +112,40 @@ def embed(texts: str | Sequence[str], model: str | None) -> Call[npt.NDArray[np.
 
 def models() -> Call[list[ModelInfo]]:
     """Every model."""
-    return _get("/models", lambda reply: _member(_checked(reply), "models"))
+    return _get("/models", lambda reply: member(checked(reply), "models"))
 
 
 def model(name: str) -> Call[ModelInfo]:
     """One model."""
-    return _get(f"/models/{_segment(name)}", _checked)
+    return _get(f"/models/{_segment(name)}", checked)
 
 
 def load_model(name: str, version: str | None) -> Call[ModelInfo]:
     """Loads a model and waits for it."""
-    return Call("POST", f"/models/{_segment(name)}/load{_query(version)}", _checked)
+    return Call("POST", f"/models/{_segment(name)}/load{_query(version)}", checked)
 
 
 def unload_model(name: str, version: str | None) -> Call[ModelInfo]:
     """Unloads a model once it has answered what it holds."""
-    return Call("POST", f"/models/{_segment(name)}/unload{_query(version)}", _checked)
+    return Call("POST", f"/models/{_segment(name)}/unload{_query(version)}", checked)
 
 
 def reset_breaker(name: str, version: str | None) -> Call[BreakerReset]:
     """Lets requests in again to a model that was left alone."""
-    return Call("POST", f"/admin/models/{_segment(name)}/reset_breaker{_query(version)}", _checked)
+    return Call("POST", f"/admin/models/{_segment(name)}/reset_breaker{_query(version)}", checked)
 
 
 def health() -> Call[Health]:
     """Whether the server answers at all."""
-    return _get("/health", _checked)
+    return _get("/health", checked)
 
 
 def ready() -> Call[Readiness]:
     """Whether every model serves; "not yet" is an answer here, not an error."""
 
     def read(reply: Reply) -> Readiness:
-        body = _checked(reply, also=503)
-        return Readiness(_member(body, "status"), tuple(_member(body, "models")))
+        body = checked(reply, also=503)
+        return Readiness(member(body, "status"), tuple(member(body, "models")))
 
     return Call("GET", "/health/ready", read, final_statuses=frozenset({503}))
 
@@ -154,14 +154,14 @@ def metrics() -> Call[str]:
     """The metrics as Prometheus reads them."""
 
     def read(reply: Reply) -> str:
-        return reply.body.decode() if reply.status == 200 else _checked(reply)
+        return reply.body.decode() if reply.status == 200 else checked(reply)
 
     return _get("/metrics", read)
 
 
 def stats() -> Call[Stats]:
     """The operator's view."""
-    return _get("/admin/stats", _checked)
+    return _get("/admin/stats", checked)
 
 
 def _get(target: str, read: Callable[[Reply], T]) -> Call[T]:
@@ -186,7 +186,7 @@ def _converter(options: Options, found_numpy: bool) -> Callable[[Any], Any]:
     return _codec.to_numpy if wanted else lambda value: value
 
 
-def _checked(reply: Reply, also: int = 200) -> Any:
+def checked(reply: Reply, also: int = 200) -> Any:
     """The value of a reply that is no error, or whose status is `also`."""
     if reply.status in (200, also):
         return _codec.unpack(reply)
@@ -195,17 +195,18 @@ def _checked(reply: Reply, also: int = 200) -> Any:
     except UnexpectedReplyError:
         value = None
     body = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    raise _api_error(reply, body.get("error"), None)
+    raise api_error(reply, body.get("error"))
 
 
-def _member(value: Any, name: str) -> Any:
+def member(value: Any, name: str) -> Any:
+    """`value[name]`, which every reply of this server has."""
     try:
         return value[name]
     except (KeyError, TypeError):
         raise UnexpectedReplyError(f"a reply without {name!r}: {str(value)[:200]}") from None
 
 
-def _api_error(reply: Reply, error: Any, index: int | None) -> ApiError:
+def api_error(reply: Reply, error: Any, index: int | None = None) -> ApiError:
     """The exception of an error body; without one (a proxy's page), what the status line tells."""
     known = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
     code = known.get("code")

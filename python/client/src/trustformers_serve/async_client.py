@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import httpx
 
-from trustformers_serve import _calls
+from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
+from trustformers_serve._generate import StreamReader
 from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
     ReplyTimeoutError,
     TransportError,
+    UnexpectedReplyError,
 )
-from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import (
+    BreakerReset,
+    Generation,
+    Health,
+    ModelInfo,
+    Priority,
+    Readiness,
+    Stats,
+)
+from trustformers_serve.streams import AsyncTextStream, Begun
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from trustformers_serve.generation import ChatOptions, GenerateOptions, StreamOptions
 
 T = TypeVar("T")
 
@@ -99,6 +116,50 @@ class AsyncClient:
         """Vectors of texts, as an array [texts, dimensions]; see `Client.embed`."""
         return await self._send(_calls.embed(texts, model))
 
+    async def generate(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Goes on from a prompt, and answers when the text has ended; see `Client.generate`."""
+        return await self._send(_generate.completion(prompt, model, options))
+
+    def stream(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Unpack[StreamOptions]
+    ) -> AsyncTextStream:
+        """Goes on from a prompt, piece by piece: `async for` over it; see `Client.stream`."""
+        return self._open(_generate.completion(prompt, model, options, stream=True))
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> Awaitable[Generation]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream: ...
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Awaitable[Generation] | AsyncTextStream:
+        """Answers messages: to be awaited, or with `stream` to be iterated over; see `Client.chat`."""
+        call = _generate.chat(messages, model, options, stream=stream)
+        return self._open(call) if stream else self._send(call)
+
     async def models(self) -> list[ModelInfo]:
         """Every model of the server."""
         return await self._send(_calls.models())
@@ -154,31 +215,63 @@ class AsyncClient:
         await self.close()
 
     async def _send(self, call: Call[T]) -> T:
+        return call.read(await self._settled(call))
+
+    def _open(self, call: Call[Any]) -> AsyncTextStream:
+        async def begin() -> Begun:
+            reply = await self._settled(call, stream=True)
+            if not isinstance(reply, _Begun):
+                raise _generate.refusal(call, reply)
+            try:
+                return Begun(StreamReader(reply), _chunks(reply.response), reply.response.aclose)
+            except UnexpectedReplyError:
+                await reply.response.aclose()
+                raise
+
+        return AsyncTextStream(begin)
+
+    async def _settled(self, call: Call[Any], *, stream: bool = False) -> Reply:
+        """The reply that stands after as many retries as the policy allows, or raises."""
         for retries in count():
-            outcome = await self._exchange(call)
+            outcome = await self._exchange(call, stream)
             wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
             if wait is None:
                 if isinstance(outcome, TransportError):
                     raise outcome
-                return call.read(outcome)
+                return outcome
             await asyncio.sleep(wait)
         raise AssertionError("count() does not end")
 
-    async def _exchange(self, call: Call[Any]) -> Reply | TransportError:
+    async def _exchange(self, call: Call[Any], stream: bool) -> Reply | TransportError:
+        """Where `stream` is set, a reply that is no error is left open."""
+        request = self._http.build_request(
+            call.method, self.base_url + call.target, content=call.content, headers=dict(call.headers)
+        )
         try:
-            response = await self._http.request(
-                call.method,
-                self.base_url + call.target,
-                content=call.content,
-                headers=dict(call.headers),
-                follow_redirects=False,
-            )
+            response = await self._http.send(request, stream=stream, follow_redirects=False)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if stream and response.status_code == 200:
+                return _Begun(response.status_code, headers, b"", response)
+            return Reply(response.status_code, headers, await response.aread())
         except httpx.TransportError as error:
             failure = _failure(error)
             failure.__cause__ = error
             return failure
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, response.content)
+
+
+@dataclass(frozen=True)
+class _Begun(Reply):
+    """A reply whose body is yet to come."""
+
+    response: httpx.Response
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_bytes():
+            yield chunk
+    except httpx.TransportError as error:
+        raise _failure(error) from error
 
 
 def _failure(error: httpx.TransportError) -> TransportError:

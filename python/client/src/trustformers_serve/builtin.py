@@ -106,7 +106,15 @@ def make_minilm(path: Path) -> None:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise BuiltinError(f"the package {MINILM_PACKAGE.replace('_', '-')} is not installed")
-    source = Path(spec.origin).parent / "model"
+    _copy_checkpoint(Path(spec.origin).parent / "model", path)
+
+
+def make_tinylm(path: Path) -> None:
+    """Copies the language model that comes with this package; ``examples/train_tinylm.py`` made it."""
+    _copy_checkpoint(Path(__file__).resolve().parent / "tinylm", path)
+
+
+def _copy_checkpoint(source: Path, path: Path) -> None:
     if not (source / "config.json").is_file():
         raise BuiltinError(f"{source} has no config.json, so it is not a checkpoint")
     try:
@@ -136,6 +144,7 @@ BUILTINS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "mlp": ("mlp.pt", make_mlp),
     "resnet18": ("resnet18.pt", make_resnet18),
     "minilm": ("minilm", make_minilm),
+    "tinylm": ("tinylm", make_tinylm),
 }
 """Name of each built-in model that needs a file: the file's name, and what writes it."""
 

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutError
 
-from trustformers_serve import _calls
+from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
+from trustformers_serve._generate import StreamReader
 from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
     ReplyTimeoutError,
     TransportError,
+    UnexpectedReplyError,
 )
-from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
+from trustformers_serve.replies import (
+    BreakerReset,
+    Generation,
+    Health,
+    ModelInfo,
+    Priority,
+    Readiness,
+    Stats,
+)
+from trustformers_serve.streams import TextStream
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from trustformers_serve.generation import ChatOptions, GenerateOptions, StreamOptions
 
 T = TypeVar("T")
 
@@ -160,6 +175,70 @@ class Client:
         """
         return self._send(_calls.embed(texts, model))
 
+    def generate(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Goes on from a prompt, and answers when the text has ended.
+
+        Args:
+            prompt: A text, or token ids.
+            model: Its name; may be left out where the server has only one for texts.
+            options: See `GenerateOptions`.
+
+        Raises:
+            InvalidInputError: The prompt or an option does not fit; the message says what would.
+            QueueFullError: The server is overloaded, and still was after the retries.
+        """
+        return self._send(_generate.completion(prompt, model, options))
+
+    def stream(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Unpack[StreamOptions]
+    ) -> TextStream:
+        """Goes on from a prompt, piece by piece; see `generate` and `TextStream`.
+
+        Only what was refused before it began is tried again.
+        """
+        return self._open(_generate.completion(prompt, model, options, stream=True))
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> Generation: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> TextStream: ...
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Generation | TextStream:
+        """Answers messages, each a dict with `role` and `content`; a text is one message of a user.
+
+        Args:
+            messages: The conversation so far.
+            model: Its name; may be left out where the server has only one for texts.
+            stream: Whether the answer comes piece by piece, as of `stream`.
+            options: See `ChatOptions`.
+        """
+        call = _generate.chat(messages, model, options, stream=stream)
+        return self._open(call) if stream else self._send(call)
+
     def models(self) -> list[ModelInfo]:
         """Every model of the server."""
         return self._send(_calls.models())
@@ -215,17 +294,32 @@ class Client:
         self.close()
 
     def _send(self, call: Call[T]) -> T:
+        return call.read(self._settled(call))
+
+    def _open(self, call: Call[Any]) -> TextStream:
+        reply = self._settled(call, stream=True)
+        if not isinstance(reply, _Begun):
+            raise _generate.refusal(call, reply)
+        try:
+            return TextStream(StreamReader(reply), _chunks(reply.response), reply.response.close)
+        except UnexpectedReplyError:
+            reply.response.close()
+            raise
+
+    def _settled(self, call: Call[Any], *, stream: bool = False) -> Reply:
+        """The reply that stands after as many retries as the policy allows, or raises."""
         for retries in count():
-            outcome = self._exchange(call)
+            outcome = self._exchange(call, stream)
             wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
             if wait is None:
                 if isinstance(outcome, TransportError):
                     raise outcome
-                return call.read(outcome)
+                return outcome
             time.sleep(wait)
         raise AssertionError("count() does not end")
 
-    def _exchange(self, call: Call[Any]) -> Reply | TransportError:
+    def _exchange(self, call: Call[Any], stream: bool) -> Reply | TransportError:
+        """Where `stream` is set, a reply that is no error is left open."""
         url = self.base_url + call.target
         try:
             response = self._session.request(
@@ -235,13 +329,31 @@ class Client:
                 headers=dict(call.headers),
                 timeout=self._timeout,
                 allow_redirects=False,
+                stream=stream,
             )
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if stream and response.status_code == 200:
+                return _Begun(response.status_code, headers, b"", response)
+            return Reply(response.status_code, headers, response.content)
         except requests.RequestException as error:
             failure = _failure(error)
             failure.__cause__ = error
             return failure
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, response.content)
+
+
+@dataclass(frozen=True)
+class _Begun(Reply):
+    """A reply whose body is yet to come."""
+
+    response: requests.Response
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    try:
+        # As they come, when no size is asked for.
+        yield from response.iter_content(None)
+    except requests.RequestException as error:
+        raise _failure(error) from error
 
 
 def _failure(error: requests.RequestException) -> TransportError:
@@ -250,7 +362,7 @@ def _failure(error: requests.RequestException) -> TransportError:
         return ConnectionFailedError(f"cannot connect: {reason.reason}")
     if isinstance(error, requests.ConnectTimeout):
         return ConnectionFailedError(f"cannot connect: {error}")
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout) or isinstance(reason, ReadTimeoutError):
         return ReplyTimeoutError(f"no reply in time: {error}")
     return ConnectionBrokenError(f"no reply: {error}")
 

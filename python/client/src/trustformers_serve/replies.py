@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Priority: TypeAlias = Literal["low", "normal", "high", "critical"]
 """How urgent a request is; of two that wait, the more urgent one leaves first."""
 
+FinishReason: TypeAlias = str
+"""Why a text ended: "stop" (an end token or a stop string) or "length" (`max_tokens` or the context)."""
+
 ModelState: TypeAlias = Literal["loading", "ready", "failed", "unloading", "unloaded"]
 
 
@@ -88,6 +91,83 @@ class BreakerReset(TypedDict):
     name: str
     version: str
     breaker: Breaker
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request; `cached_tokens` of those of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Of prompt and text together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a text, where `logprobs` asked for them: what it says, and how likely it was.
+
+    `logprob` is None for the first token of an echoed prompt; `top` has the likeliest ones in its place.
+    """
+
+    text: str
+    logprob: float | None
+    top: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the texts that were made for a prompt."""
+
+    text: str
+    finish_reason: FinishReason | None
+    tokens: Sequence[Token] = ()
+    """Empty unless `logprobs` asked for them."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text as it comes; the last one has the reason why the text ended, and maybe no text."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    tokens: Sequence[Token] = ()
+    index: int = 0
+    """Which of the texts it belongs to, where `n` asked for several."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a language model made of a prompt; `str()` is the text."""
+
+    choices: Sequence[Choice]
+    """One unless `n` asked for more."""
+    usage: Usage
+    model: str
+    id: str
+
+    @property
+    def text(self) -> str:
+        """The first text."""
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first text ended."""
+        return self.choices[0].finish_reason
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """The tokens of the first text; empty unless `logprobs` asked for them."""
+        return self.choices[0].tokens
+
+    def __str__(self) -> str:
+        """The first text."""
+        return self.text
 
 
 class Distribution(TypedDict):
