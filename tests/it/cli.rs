@@ -63,7 +63,7 @@ fn validate_says_in_one_line_what_would_be_served() {
     accepted(&good.run(&["--validate"]), &format!("{path} is valid: model delay, on 127.0.0.1:8000"));
     accepted(
         &run(&["--validate", "--port", "9"]),
-        "the configuration is valid: models delay, minilm, mlp, resnet18, on 127.0.0.1:9",
+        "the configuration is valid: models delay, minilm, mlp, resnet18, tinylm, on 127.0.0.1:9",
     );
 }
 
@@ -78,7 +78,7 @@ fn a_wrong_configuration_is_one_line_with_file_line_key_and_what_to_write() {
         ("[server]\nport = 'eight'", &["serve.toml:2", "`server.port`", "eight"]),
         ("[device]\ndefault = 'gpu'", &["serve.toml:2", "cuda:N"]),
         ("[batching]\nmode = 'fixed'\ndispatch = 'eager'", &["serve.toml:3", "batching.dispatch"]),
-        ("[batching]\nmode = 'continuous'", &["serve.toml:2", "dynamic", "fixed"]),
+        ("[batching]\nmode = 'sometimes'", &["serve.toml:2", "dynamic", "fixed"]),
         ("[server", &["serve.toml:1", "not valid TOML"]),
         ("[models.m]\ninstances = 1", &["serve.toml", "models.m"]),
     ] {

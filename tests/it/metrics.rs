@@ -198,7 +198,8 @@ fn a_text_moves_the_metrics_of_its_tokens() {
     running.post(COMPLETIONS, &body).ok();
     let of = |name: &str| running.metric(&format!("{name}{{model=\"tinylm\",version=\"1\"}}"));
     let tokens = |kind: &str| {
-        running.metric(&format!("trustformers_tokens_total{{kind=\"{kind}\",model=\"tinylm\",version=\"1\"}}"))
+        running
+            .metric(&format!("trustformers_tokens_total{{kind=\"{kind}\",model=\"tinylm\",version=\"1\"}}"))
     };
     assert_eq!((tokens("prompt"), tokens("cached"), tokens("generated")), (80.0, 32.0, 12.0));
     assert_eq!(of("trustformers_time_to_first_token_seconds_count"), 2.0);

@@ -95,7 +95,7 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
     );
     assert_eq!(settings.model_repository, None);
     assert_eq!(settings.builtin_models, Path::new("/home/u/.cache/trustformers-serve/models"));
-    assert_eq!(settings.models.keys().collect::<Vec<_>>(), ["delay", "minilm", "mlp", "resnet18"]);
+    assert_eq!(settings.models.keys().collect::<Vec<_>>(), ["delay", "minilm", "mlp", "resnet18", "tinylm"]);
     let delay = DelaySettings { batch_time: Duration::from_millis(5), item_time: Duration::ZERO };
     assert_eq!(
         settings.models["delay"],
@@ -330,7 +330,7 @@ fn batching_that_contradicts_itself_names_both_places() {
 fn models_that_cannot_be_are_refused() {
     let model = |text: &str| errors(&format!("[models.a]\n{text}"));
     let pt = |text: &str| model(&format!("path = 'a.pt'\n{text}"));
-    let builtins = "mlp, resnet18, minilm, delay";
+    let builtins = "mlp, resnet18, minilm, tinylm, delay";
     for (message, expected) in [
         (
             model(""),
@@ -454,7 +454,7 @@ fn declared_tensors_are_checked_one_by_one() {
 
 #[test]
 fn all_errors_of_all_layers_are_found_at_once() {
-    let document = Document::new("serve.toml", "[server]\nport = 'x'\n[batching]\nmode = 'continuous'", "");
+    let document = Document::new("serve.toml", "[server]\nport = 'x'\n[batching]\nmode = 'sometimes'", "");
     let variables = env(&[("TRUSTFORMERS_SERVE__LOGGING__LEVEL", "loud")]);
     let error = Settings::resolve(Some(&document), variables, &[Override::set("nothing")]).unwrap_err();
     assert_eq!(
@@ -464,7 +464,7 @@ fn all_errors_of_all_layers_are_found_at_once() {
          environment variable TRUSTFORMERS_SERVE__LOGGING__LEVEL: `logging.level` must be \"off\" or \"error\" \
          or \"warn\" or \"info\" or \"debug\" or \"trace\", got the string \"loud\"\n\
          serve.toml:4: `batching.mode` must be \"dynamic\" or \"fixed\" or \"adaptive\" or \"continuous\", got the \
-         string \"continuous\""
+         string \"sometimes\""
     );
 }
 
