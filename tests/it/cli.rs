@@ -63,7 +63,7 @@ fn validate_says_in_one_line_what_would_be_served() {
     accepted(&good.run(&["--validate"]), &format!("{path} is valid: model delay, on 127.0.0.1:8000"));
     accepted(
         &run(&["--validate", "--port", "9"]),
-        "the configuration is valid: models delay, minilm, mlp, resnet18, on 127.0.0.1:9",
+        "the configuration is valid: models delay, minilm, mlp, resnet18, tinylm, on 127.0.0.1:9",
     );
 }
 

@@ -48,3 +48,4 @@ mod simulate;
 mod stopping;
 mod tidy;
 mod timeouts;
+mod tinylm;

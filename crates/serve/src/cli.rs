@@ -323,7 +323,7 @@ mod tests {
         };
         assert_eq!(
             line("--validate"),
-            "the configuration is valid: models delay, minilm, mlp, resnet18, on 127.0.0.1:8000"
+            "the configuration is valid: models delay, minilm, mlp, resnet18, tinylm, on 127.0.0.1:8000"
         );
         assert_eq!(
             line("--validate --port 0 --set model_repository=repo"),

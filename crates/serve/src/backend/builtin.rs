@@ -23,18 +23,18 @@ pub fn find(name: &str) -> Option<Builtin> {
         "resnet18" => {
             Some(torchscript("resnet18.pt", tensor("image", &[3, 224, 224]), tensor("logits", &[1000])))
         }
-        "minilm" => Some(Builtin {
-            file: "minilm",
-            format: Format::Huggingface,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        }),
+        "minilm" => Some(checkpoint("minilm")),
+        "tinylm" => Some(checkpoint("tinylm")),
         _ => None,
     }
 }
 
 fn torchscript(file: &'static str, input: TensorSpec, output: TensorSpec) -> Builtin {
     Builtin { file, format: Format::Torchscript, inputs: vec![input], outputs: vec![output] }
+}
+
+fn checkpoint(file: &'static str) -> Builtin {
+    Builtin { file, format: Format::Huggingface, inputs: Vec::new(), outputs: Vec::new() }
 }
 
 fn tensor(name: &str, shape: &[i64]) -> TensorSpec {

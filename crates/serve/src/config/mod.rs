@@ -223,7 +223,7 @@ pub struct DelaySettings {
 }
 
 /// Names of the models that come with the server.
-pub const BUILTIN_MODELS: [&str; 4] = ["mlp", "resnet18", "minilm", "delay"];
+pub const BUILTIN_MODELS: [&str; 5] = ["mlp", "resnet18", "minilm", "tinylm", "delay"];
 
 /// Which of a model's version folders are served.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,7 +85,7 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
     );
     assert_eq!(settings.model_repository, None);
     assert_eq!(settings.builtin_models, Path::new("/home/u/.cache/trustformers-serve/models"));
-    assert_eq!(settings.models.keys().collect::<Vec<_>>(), ["delay", "minilm", "mlp", "resnet18"]);
+    assert_eq!(settings.models.keys().collect::<Vec<_>>(), ["delay", "minilm", "mlp", "resnet18", "tinylm"]);
     let delay = DelaySettings { batch_time: Duration::from_millis(5), item_time: Duration::ZERO };
     assert_eq!(
         settings.models["delay"],
@@ -318,7 +318,7 @@ fn batching_that_contradicts_itself_names_both_places() {
 fn models_that_cannot_be_are_refused() {
     let model = |text: &str| errors(&format!("[models.a]\n{text}"));
     let pt = |text: &str| model(&format!("path = 'a.pt'\n{text}"));
-    let builtins = "mlp, resnet18, minilm, delay";
+    let builtins = "mlp, resnet18, minilm, tinylm, delay";
     for (message, expected) in [
         (
             model(""),
