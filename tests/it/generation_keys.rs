@@ -42,17 +42,17 @@ fn blocks(line: &str) -> u64 {
     serve(line).stats("tinylm")["generation"]["limits"]["blocks"].as_u64().unwrap()
 }
 
-/// The most tokens of a prompt of 64 in one step, while another text is generated.
+/// The most tokens of a prompt of 64 in one step, while other texts are generated.
 fn most_prompt_tokens_beside_a_text(line: &str) -> u64 {
     let running = serve(line);
-    let long = with(&prompt(4), json!({ "max_tokens": 2000, "stream": true }));
+    let long = with(&prompt(4), json!({ "max_tokens": 2000, "n": 8, "stream": true }));
     let mut text = running.post_later(COMPLETIONS, &long);
     // Steps have to be known before a target for them counts.
     (0..30).for_each(|_| drop(text.read_until("data: ")));
     running.post(COMPLETIONS, &prompt(64)).ok();
     let trace = running.get("/admin/trace").ok();
     let steps = trace["traceEvents"].as_array().unwrap().iter();
-    let beside = steps.filter(|event| event["ph"] == "X" && event["args"]["decodes"] == 1);
+    let beside = steps.filter(|event| event["ph"] == "X" && event["args"]["decodes"] != 0);
     beside.map(|event| event["args"]["prompt_tokens"].as_u64().unwrap()).max().unwrap()
 }
 
@@ -87,9 +87,9 @@ fn max_sequences() {
 
 #[test]
 fn max_step_tokens() {
-    two_values_for_all_and_one("continuous.max_step_tokens", ("64", 1), ("32", 2), |line| {
-        let running = serve(&format!("{line}models.tinylm.batching.continuous.max_sequences = 2\n"));
-        running.post(COMPLETIONS, &prompt(64)).ok();
+    two_values_for_all_and_one("continuous.max_step_tokens", ("64", 2), ("128", 1), |line| {
+        let running = serve(line);
+        running.post(COMPLETIONS, &prompt(100)).ok();
         running.stats("tinylm")["generation"]["steps"].as_u64().unwrap()
     });
 }
@@ -114,7 +114,8 @@ fn inter_token_target() {
 #[test]
 fn preemption() {
     two_values_for_all_and_one("continuous.preemption", ("true", true), ("false", false), |line| {
-        let running = serve(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '300KB'\n"));
+        let running = serve(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '340KB'\n"));
+        // Three at once by what is expected of texts, and two when all of them are as long as they may be.
         let long = with(&prompt(4), json!({ "max_tokens": 90 }));
         let texts: Vec<_> = (0..12).map(|_| running.post_later(COMPLETIONS, &long)).collect();
         for mut text in texts {
@@ -126,7 +127,7 @@ fn preemption() {
 
 #[test]
 fn dtype() {
-    two_values_of("tinylm", "models.NAME.dtype", ("'f32'", 48), ("'bf16'", 97), |line| {
+    two_values_of("tinylm", "models.NAME.dtype", ("'f32'", 24), ("'bf16'", 48), |line| {
         let running = start(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '1MB'\n"));
         running.stats("tinylm")["generation"]["limits"]["blocks"].as_u64().unwrap()
     });

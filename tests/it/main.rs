@@ -57,3 +57,4 @@ mod stopping;
 mod tidy;
 mod timeouts;
 mod tokens;
+mod tinylm;

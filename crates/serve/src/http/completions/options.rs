@@ -5,7 +5,6 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use serde::Deserialize;
-use serde_json::Value;
 use trustformers_batching::Priority;
 
 use super::fields::Fields;
@@ -239,8 +238,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .map(|(id, bias)| match id.parse() {
             Ok(id) => Ok((id, bias)),
             Err(_) => {
-                let message =
-                    format!("\"logit_bias\" has the key {:?}, which is no token id", Value::from(id));
+                let message = format!("\"logit_bias\" has the key {id:?}, which is no token id");
                 Err(ApiError::of_field("logit_bias", message))
             }
         })
