@@ -56,5 +56,5 @@ mod simulate;
 mod stopping;
 mod tidy;
 mod timeouts;
-mod tokens;
 mod tinylm;
+mod tokens;
