@@ -267,6 +267,8 @@ fn clients_who_leave_free_their_blocks() {
     // And those who have heard nothing yet.
     let waiting: Vec<_> = (0..100).map(|_| running.post_later(COMPLETIONS, &body)).collect();
     drop(waiting);
+    // The one that asks is one.
+    running.eventually("all are gone", |running| running.metric("trustformers_connections") == 1.0);
     running.eventually("all blocks are free", |running| used_blocks(running) == 0.0);
     let sequences = "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
     assert_eq!(running.metric(sequences), 0.0);
