@@ -226,31 +226,50 @@ static inline void read_values(const AttentionTask& task, int64_t start, int64_t
   }
 }
 
+// How elements of type E meet queries and weights: here as f32.
+template <class E>
+struct Panels {
+  static inline void read_queries(const AttentionTask& task, const Scratch& scratch) {
+    const int64_t row = task.group * task.width;
+    for (int64_t r = 0; r < task.rows; ++r) {
+      memcpy(scratch.queries + r * row, task.queries + r * task.query_stride, row * sizeof(float));
+    }
+    // What pads a row of values is added in.
+    memset(scratch.values, 0, kPanel * padded(task.width) * sizeof(float));
+  }
+
+  static inline void score(const AttentionTask& task, int64_t lines, int64_t start, int64_t vectors,
+                           const Scratch& scratch) {
+    score_panel<E>(task, lines, start, vectors, scratch);
+  }
+
+  static inline void weigh(const AttentionTask& task, int64_t lines, int64_t start, int64_t count,
+                           const Scratch& scratch) {
+    read_values<E>(task, start, count, scratch.values);
+    weigh_lines(lines, scratch.scores, count, scratch.values, padded(task.width), scratch.out);
+  }
+};
+
 template <class E>
 static void attend(const AttentionTask& task) {
   const int64_t lines = task.rows * task.group;
   const int64_t stride = padded(task.width);
   const Scratch scratch(task, lines);
-  const int64_t row = task.group * task.width;
-  for (int64_t r = 0; r < task.rows; ++r) {
-    memcpy(scratch.queries + r * row, task.queries + r * task.query_stride, row * sizeof(float));
-  }
+  Panels<E>::read_queries(task, scratch);
   memset(scratch.out, 0, lines * stride * sizeof(float));
   memset(scratch.sums, 0, lines * 16 * sizeof(float));
-  memset(scratch.values, 0, kPanel * stride * sizeof(float));  // what pads a row is added in
   for (int64_t line = 0; line < lines; ++line) scratch.greatest[line] = -INFINITY;
   const int64_t end = task.first + task.rows;
   const int64_t oldest = task.window > 0 ? task.first - task.window + 1 : 0;
   for (int64_t start = (oldest > 0 ? oldest : 0) / kPanel * kPanel; start < end; start += kPanel) {
     const int64_t count = end - start < kPanel ? end - start : kPanel;
     const int64_t vectors = (count + kLanes - 1) / kLanes;
-    score_panel<E>(task, lines, start, vectors, scratch);
+    Panels<E>::score(task, lines, start, vectors, scratch);
     const bool all_see_its_end = start + vectors * kLanes - 1 <= task.first;
     const bool all_see_its_start = task.window == 0 || start > end - 1 - task.window;
     if (!all_see_its_end || !all_see_its_start) hide(task, lines, start, vectors, scratch.scores);
     weights_of(lines, vectors, stride, scratch);
-    read_values<E>(task, start, count, scratch.values);
-    weigh_lines(lines, scratch.scores, count, scratch.values, stride, scratch.out);
+    Panels<E>::weigh(task, lines, start, count, scratch);
   }
   for (int64_t line = 0; line < lines; ++line) {
     const Vector share = splat(1.0f / sum_of(load(scratch.sums + line * 16)));

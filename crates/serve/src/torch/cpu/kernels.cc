@@ -74,6 +74,7 @@ namespace avx512_dot {
 #include "rows.inl"
 #include "product.inl"
 #include "product_dot.inl"
+#include "attention_dot.inl"
 #include "table.inl"
 #undef TFS_LANES
 }  // namespace avx512_dot

@@ -33,7 +33,7 @@ struct AttentionTask {
   float* scratch;        // attention_scratch(rows * group, width) floats, aligned to 64 bytes
 };
 
-constexpr int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+constexpr int64_t padded(int64_t width) { return (width + 31) / 32 * 32; }
 
 // Floats that a task of so many lines (rows times members of a group) works in.
 constexpr int64_t attention_scratch(int64_t lines, int64_t width) {
