@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod altered;
 mod oracles;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use altered::altered;
 use serde::Deserialize;
 use tch::Device;
 use trustformers_serve::backend::encoder::{self, EncoderError, EncoderOptions, TextTokenizer, TokenError};
@@ -196,19 +198,9 @@ fn an_input_that_cannot_run_fails_alone() {
     assert_eq!(answered, [false, true, false]);
 }
 
-/// A copy of a checkpoint with one file replaced.
-fn changed(case: &Case, file: &str, content: &[u8]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-        fs::copy(case.folder.join(name), folder.path().join(name)).unwrap();
-    }
-    fs::write(folder.path().join(file), content).unwrap();
-    folder
-}
-
 #[track_caller]
 fn assert_refused(case: &Case, file: &str, content: &[u8], words: &[&str]) {
-    let folder = changed(case, file, content);
+    let folder = altered(&case.folder, file, |_| content.to_vec());
     let message = error(&options(folder.path())).to_string();
     for word in words {
         assert!(message.contains(word), "{message:?} does not name {word:?}");
@@ -232,7 +224,7 @@ fn damaged_files_are_named() {
 fn missing_files_are_named() {
     let case = &cases()["bert_plain"];
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-        let folder = changed(case, "note", b"");
+        let folder = altered(&case.folder, "config.json", <[u8]>::to_vec);
         fs::remove_file(folder.path().join(name)).unwrap();
 
         assert!(error(&options(folder.path())).to_string().contains(name), "{name}");
