@@ -142,36 +142,6 @@ static inline void hide(const AttentionTask& task, int64_t lines, int64_t start,
   }
 }
 
-// Scores become weights relative to the greatest score so far, and what was summed before is brought in line.
-static inline void weights_of(int64_t lines, int64_t vectors, int64_t stride, const Scratch& scratch) {
-  for (int64_t line = 0; line < lines; ++line) {
-    float* scores = scratch.scores + line * kPanel;
-    Vector most = load(scores);
-    for (int64_t vector = 1; vector < vectors; ++vector) most = greater(load(scores + vector * kLanes), most);
-    const float before = scratch.greatest[line];
-    const float here = greatest_of(most);
-    const float greatest = before > here ? before : here;
-    if (greatest == -INFINITY) {  // nothing of this panel is seen, nor was anything before
-      for (int64_t vector = 0; vector < vectors; ++vector) store(scores + vector * kLanes, Vector{});
-      continue;
-    }
-    const float correction = before == greatest ? 1.0f : expf(before - greatest);
-    float* sums = scratch.sums + line * 16;
-    Vector sum = load(sums) * splat(correction);
-    for (int64_t vector = 0; vector < vectors; ++vector) {
-      const Vector weight = exponential(load(scores + vector * kLanes) - splat(greatest));
-      store(scores + vector * kLanes, weight);
-      sum += weight;
-    }
-    store(sums, sum);
-    if (correction != 1.0f) {
-      float* out = scratch.out + line * stride;
-      for (int64_t at = 0; at < stride; at += kLanes) store(out + at, load(out + at) * splat(correction));
-    }
-    scratch.greatest[line] = greatest;
-  }
-}
-
 template <class E>
 static inline const E* page(const void* cache, const AttentionTask& task, int64_t position) {
   return (const E*)cache + task.pages[position / task.block_size] * task.page_stride;
@@ -238,6 +208,8 @@ struct Panels {
     memset(scratch.values, 0, kPanel * padded(task.width) * sizeof(float));
   }
 
+  static inline Vector exponential(Vector x) { return power_of_e(x); }
+
   static inline void score(const AttentionTask& task, int64_t lines, int64_t start, int64_t vectors,
                            const Scratch& scratch) {
     score_panel<E>(task, lines, start, vectors, scratch);
@@ -249,6 +221,37 @@ struct Panels {
     weigh_lines(lines, scratch.scores, count, scratch.values, padded(task.width), scratch.out);
   }
 };
+
+// Scores become weights relative to the greatest score so far, and what was summed before is brought in line.
+template <class E>
+static inline void weights_of(int64_t lines, int64_t vectors, int64_t stride, const Scratch& scratch) {
+  for (int64_t line = 0; line < lines; ++line) {
+    float* scores = scratch.scores + line * kPanel;
+    Vector most = load(scores);
+    for (int64_t vector = 1; vector < vectors; ++vector) most = greater(load(scores + vector * kLanes), most);
+    const float before = scratch.greatest[line];
+    const float here = greatest_of(most);
+    const float greatest = before > here ? before : here;
+    if (greatest == -INFINITY) {  // nothing of this panel is seen, nor was anything before
+      for (int64_t vector = 0; vector < vectors; ++vector) store(scores + vector * kLanes, Vector{});
+      continue;
+    }
+    const float correction = before == greatest ? 1.0f : expf(before - greatest);
+    float* sums = scratch.sums + line * 16;
+    Vector sum = load(sums) * splat(correction);
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+      const Vector weight = Panels<E>::exponential(load(scores + vector * kLanes) - splat(greatest));
+      store(scores + vector * kLanes, weight);
+      sum += weight;
+    }
+    store(sums, sum);
+    if (correction != 1.0f) {
+      float* out = scratch.out + line * stride;
+      for (int64_t at = 0; at < stride; at += kLanes) store(out + at, load(out + at) * splat(correction));
+    }
+    scratch.greatest[line] = greatest;
+  }
+}
 
 template <class E>
 static void attend(const AttentionTask& task) {
@@ -268,7 +271,7 @@ static void attend(const AttentionTask& task) {
     const bool all_see_its_end = start + vectors * kLanes - 1 <= task.first;
     const bool all_see_its_start = task.window == 0 || start > end - 1 - task.window;
     if (!all_see_its_end || !all_see_its_start) hide(task, lines, start, vectors, scratch.scores);
-    weights_of(lines, vectors, stride, scratch);
+    weights_of<E>(lines, vectors, stride, scratch);
     Panels<E>::weigh(task, lines, start, count, scratch);
   }
   for (int64_t line = 0; line < lines; ++line) {

@@ -77,7 +77,7 @@ static void prepare(const OperandTask& task) {
   }
 }
 
-static inline Vector sigmoid(Vector x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
+static inline Vector sigmoid(Vector x) { return splat(1.0f) / (splat(1.0f) + power_of_e(-x)); }
 
 static inline Vector activate(Activation activation, Vector x) {
   switch (activation) {

@@ -111,26 +111,34 @@ static inline void store_upto(E* to, Vector vector, int64_t count) {
 static inline Vector greater(Vector left, Vector right) { return left > right ? left : right; }
 
 static inline float sum_of(Vector vector) {
+#if TFS_LANES == 16
+  return _mm512_reduce_add_ps((__m512)vector);
+#else
   float lanes[kLanes];
   store(lanes, vector);
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
+#endif
 }
 
 static inline float greatest_of(Vector vector) {
+#if TFS_LANES == 16
+  return _mm512_reduce_max_ps((__m512)vector);
+#else
   float lanes[kLanes];
   store(lanes, vector);
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   }
   return lanes[0];
+#endif
 }
 
 // e^x to about 1e-7 of itself; zero below -87, no more than e^88 above. The polynomial is that of the Cephes
 // library (Moshier), expf.c.
-static inline Vector exponential(Vector x) {
+static inline Vector power_of_e(Vector x) {
   const Integers vanishes = x < splat(-87.0f);
   x = x > splat(88.0f) ? splat(88.0f) : x;
   x = vanishes ? splat(-87.0f) : x;
