@@ -18,8 +18,19 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(
-            ["attention", "cpu/kernels", "gauge", "linear", "mapped", "memory", "module", "paged", "shim"]
-                .map(|unit| format!("src/torch/{unit}.cc")),
+            [
+                "attention",
+                "cpu/kernels",
+                "gauge",
+                "linear",
+                "mapped",
+                "memory",
+                "module",
+                "paged",
+                "product",
+                "shim",
+            ]
+            .map(|unit| format!("src/torch/{unit}.cc")),
         )
         .compile("trustformers_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());

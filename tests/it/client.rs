@@ -105,10 +105,38 @@ impl Connection {
             }
         }
         let mut reply = Reply { status, headers, body: Vec::new() };
+        if reply.header("transfer-encoding") == Some("chunked") {
+            while let Some(chunk) = self.chunk().filter(|chunk| !chunk.is_empty()) {
+                reply.body.extend(chunk);
+            }
+            return Some(reply);
+        }
         let length = reply.header("content-length").map_or(0, |value| value.parse().expect("a number"));
         reply.body = vec![0; length];
         self.reader.read_exact(&mut reply.body).ok()?;
         Some(reply)
+    }
+
+    /// The next part of a body that is sent in parts; the last is empty.
+    fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).ok()?;
+        let length = usize::from_str_radix(line.trim_end(), 16).ok()?;
+        let mut chunk = vec![0; length + 2];
+        self.reader.read_exact(&mut chunk).ok()?;
+        chunk.truncate(length);
+        Some(chunk)
+    }
+
+    /// Reads until `text` has come, and all before it; fails when the server hangs up before that.
+    pub(crate) fn read_until(&mut self, text: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(text.as_bytes()) {
+            let mut byte = [0];
+            self.reader.read_exact(&mut byte).expect("the server goes on");
+            read.extend(byte);
+        }
+        String::from_utf8_lossy(&read).into_owned()
     }
 
     /// Whether nothing arrives for `time`: for what must not happen.

@@ -1,4 +1,4 @@
-//! Models on disk: the built-in text model, TorchScript files made once, and copies to break.
+//! Models on disk: the built-in text model, files that scripts make once, and copies to break.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -32,11 +32,26 @@ pub(crate) fn replace(path: &Path, content: &[u8]) {
     fs::write(path, content).expect("it can be written");
 }
 
-/// A TorchScript file of `tests/models/make_torchscript.py`, made on first use and kept below target/.
+/// A TorchScript file of `tests/models/make_torchscript.py`.
 pub(crate) fn torchscript(name: &str) -> PathBuf {
-    let script = root().join("tests/models/make_torchscript.py");
+    made("make_torchscript.py", "test-models").join(format!("{name}.pt"))
+}
+
+/// A checkpoint of `tests/models/make_language_model.py`.
+pub(crate) fn language_model(name: &str) -> PathBuf {
+    made("make_language_model.py", "test-language-models").join(name)
+}
+
+/// Serves a small language model with a chat template as `chatty`.
+pub(crate) fn chatty() -> String {
+    format!("models.chatty.path = {}\n", quoted(&language_model("chatty")))
+}
+
+/// The folder that a script of `tests/models` fills on first use, kept below target/.
+fn made(script: &str, folder: &str) -> PathBuf {
+    let script = root().join("tests/models").join(script);
     let test = std::env::current_exe().expect("this test is a file");
-    let cache = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join("test-models");
+    let cache = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join(folder);
     fs::create_dir_all(&cache).expect("a folder");
     // Tests run in processes side by side: the first makes the files, the others wait for it.
     let lock = fs::File::create(cache.join("lock")).expect("a file");
@@ -48,7 +63,7 @@ pub(crate) fn torchscript(name: &str) -> PathBuf {
         assert!(status.success(), "{}", script.display());
         fs::write(&made, "").expect("a file");
     }
-    cache.join(format!("{name}.pt"))
+    cache
 }
 
 /// A model with one input and one output of any length, in a TorchScript file.

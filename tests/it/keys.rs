@@ -48,9 +48,20 @@ pub(crate) fn two_values_for_all_and_one<T: PartialEq + Debug + Clone>(
     second: Case<'_, T>,
     observe: impl Fn(&str) -> T,
 ) {
+    two_values_for_all_and_one_of("delay", key, first, second, observe);
+}
+
+/// The same for another model.
+pub(crate) fn two_values_for_all_and_one_of<T: PartialEq + Debug + Clone>(
+    model: &str,
+    key: &str,
+    first: Case<'_, T>,
+    second: Case<'_, T>,
+    observe: impl Fn(&str) -> T,
+) {
     two_values(&format!("batching.{key}"), first.clone(), second.clone(), &observe);
-    two_values_of("delay", &format!("models.NAME.batching.{key}"), first.clone(), second.clone(), &observe);
-    let both = format!("batching.{key} = {}\nmodels.delay.batching.{key} = {}\n", first.0, second.0);
+    two_values_of(model, &format!("models.NAME.batching.{key}"), first.clone(), second.clone(), &observe);
+    let both = format!("batching.{key} = {}\nmodels.{model}.batching.{key} = {}\n", first.0, second.0);
     assert_eq!(observe(&both), second.1, "the model's own wins");
 }
 

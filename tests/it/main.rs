@@ -3,6 +3,9 @@
 //! Code map:
 //! - `client`, `harness`, `process`, `fixtures`: raw HTTP, servers in this process and as a process, models
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
+//! - `generation_errors`, `generation_keys`, `generation_life`: what goes wrong with texts, settings, reloads
+//! - `completions`: text that is generated, whole and as it grows
+//! - `chats`, `tokens`: conversations with language models, and what they make of texts
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
 //!   what waits, in which order, for how long
@@ -22,11 +25,16 @@ mod process;
 mod batching;
 mod batching_keys;
 mod cancellation;
+mod chats;
 mod cli;
 mod clients;
+mod completions;
 mod embeddings;
 mod errors;
 mod examples;
+mod generation_errors;
+mod generation_keys;
+mod generation_life;
 mod heads;
 mod health;
 mod inference;
@@ -49,3 +57,4 @@ mod stopping;
 mod tidy;
 mod timeouts;
 mod tinylm;
+mod tokens;

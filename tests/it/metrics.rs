@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::completions::{COMPLETIONS, TINYLM};
 use crate::fixtures::minilm;
 use crate::harness::{BUSY, DELAY, INSTANT, MINILM, start};
 
@@ -187,4 +188,47 @@ fn tokens_that_no_model_read_are_not_counted() {
     assert_eq!(running.metric(prompt), 0.0);
     running.post(MINILM, &json!("hello")).ok();
     assert_eq!(running.metric(prompt), 3.0);
+}
+
+#[test]
+fn a_text_moves_the_metrics_of_its_tokens() {
+    let running = start(TINYLM);
+    let body = json!({ "prompt": vec![5; 40], "max_tokens": 6, "temperature": 0, "ignore_eos": true });
+    running.post(COMPLETIONS, &body).ok();
+    running.post(COMPLETIONS, &body).ok();
+    let of = |name: &str| running.metric(&format!("{name}{{model=\"tinylm\",version=\"1\"}}"));
+    let tokens = |kind: &str| {
+        running.metric(&format!("trustformers_tokens_total{{kind=\"{kind}\",model=\"tinylm\",version=\"1\"}}"))
+    };
+    assert_eq!((tokens("prompt"), tokens("cached"), tokens("generated")), (80.0, 32.0, 12.0));
+    assert_eq!(of("trustformers_time_to_first_token_seconds_count"), 2.0);
+    assert_eq!(of("trustformers_inter_token_seconds_count"), 10.0, "every token but the first");
+    assert_eq!(of("trustformers_compute_duration_seconds_count"), 12.0, "a step each");
+    assert_eq!(of("trustformers_queue_duration_seconds_count"), 2.0);
+    assert_eq!(of("trustformers_preemptions_total"), 0.0);
+    let blocks = |state: &str| {
+        running.metric(&format!("trustformers_kv_blocks{{model=\"tinylm\",state=\"{state}\",version=\"1\"}}"))
+    };
+    assert_eq!(blocks("used"), 0.0);
+    assert_eq!(blocks("cached"), 2.0, "the full blocks of the prompt");
+    assert!(blocks("free") > 100.0);
+    let waiting = "trustformers_sequences{model=\"tinylm\",state=\"waiting\",version=\"1\"}";
+    assert_eq!(running.metric(waiting), 0.0);
+    assert_eq!(running.outcomes("tinylm", "ok"), 2.0);
+}
+
+#[test]
+fn the_trace_shows_steps_and_texts() {
+    let running = start(TINYLM);
+    let body = json!({ "prompt": vec![5; 40], "max_tokens": 6, "temperature": 0, "ignore_eos": true });
+    running.post(COMPLETIONS, &body).ok();
+    let trace = running.get("/admin/trace").ok();
+    assert_eq!(trace["displayTimeUnit"], "ms");
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count();
+    assert_eq!((of("X"), of("C"), of("b"), of("e")), (6, 6, 2, 2));
+    let first = events.iter().find(|event| event["ph"] == "X").unwrap();
+    assert_eq!(first["name"], "step with prompts");
+    assert_eq!(first["args"]["prompt_tokens"], 40);
+    assert!(first["dur"].as_f64().unwrap() > 0.0);
 }

@@ -3,12 +3,12 @@
 use serde_json::json;
 use trustformers_serve::http::ROUTES;
 
-use crate::fixtures::minilm;
+use crate::fixtures::{chatty, minilm};
 use crate::harness::{INSTANT, start};
 
 #[test]
 fn every_route_answers() {
-    let running = start(&format!("{INSTANT}{}", minilm()));
+    let running = start(&format!("{INSTANT}{}{}", minilm(), chatty()));
     let mut connection = running.connect();
     for &(method, route) in ROUTES {
         let path = route.replace("{name}", "delay");
@@ -17,6 +17,11 @@ fn every_route_answers() {
             "/v1/inference" => json!({ "model": "delay", "data": [1.0] }),
             "/v1/inference/batch" => json!({ "model": "delay", "instances": [[1.0]] }),
             "/v1/embeddings" => json!({ "input": "a text" }),
+            "/v1/completions" | "/v1/inference/stream" | "/tokenize" => json!({ "prompt": "a text" }),
+            "/v1/chat/completions" => {
+                json!({ "messages": [{ "role": "user", "content": "a text" }], "max_tokens": 2 })
+            }
+            "/detokenize" => json!({ "tokens": [0] }),
             _ => json!(null),
         };
         let body = if body.is_null() { String::new() } else { body.to_string() };

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::completions::{COMPLETIONS, TINYLM};
 use crate::fixtures::minilm;
 use crate::harness::{DELAY, MINILM, root, start};
 
@@ -159,7 +160,7 @@ fn tests() -> Vec<(PathBuf, String)> {
 #[test]
 fn every_configuration_key_has_a_test_with_two_values() {
     let text = |file: &str| fs::read_to_string(root().join("tests/it").join(file)).unwrap();
-    let both = text("keys.rs") + &text("batching_keys.rs");
+    let both = text("keys.rs") + &text("batching_keys.rs") + &text("generation_keys.rs");
     let dense: String = both.split_whitespace().collect();
     for key in trustformers_serve::config::known_keys() {
         let each = key.rsplit_once("batching.").map_or("", |(_, last)| last);
@@ -173,9 +174,10 @@ fn every_configuration_key_has_a_test_with_two_values() {
 /// The families that a server shows once each of them was moved.
 fn families() -> BTreeSet<String> {
     let running = start(&format!(
-        "{}models.delay.delay.batch_time = '0ms'\nmodels.delay.batching.memory_limit = '1KB'\n",
+        "{}{TINYLM}models.delay.delay.batch_time = '0ms'\nmodels.delay.batching.memory_limit = '1KB'\n",
         minilm()
     ));
+    running.post(COMPLETIONS, &json!({ "prompt": "The old sailor", "max_tokens": 2 })).ok();
     running.post(MINILM, &json!("text")).ok();
     running.post(DELAY, &json!([1.0])).ok();
     // Refused at admission.
@@ -195,14 +197,19 @@ fn every_metric_is_moved_by_a_test() {
         assert!(named, "no test looks at {family}");
     }
     // What the source registers and a server does not show would be missed above.
-    let source = fs::read_to_string(root().join("crates/serve/src/metrics.rs")).unwrap();
-    let source: String = source.split_whitespace().collect();
-    let body = source.split("impl").find(|part| part.contains("Families(prometheus::Registry::new())"));
-    let registered: BTreeSet<_> = ["opts(\"", "counters(\"", "histograms(\""]
-        .iter()
-        .flat_map(|call| body.expect("where families are made").split(call).skip(1))
-        .map(|rest| format!("trustformers_{}", rest.split('"').next().unwrap_or_default()))
-        .collect();
+    let mut registered = BTreeSet::new();
+    for (file, made) in [
+        ("metrics.rs", "Families(prometheus::Registry::new())"),
+        ("metrics/generation.rs", "fnnew(families:&Families)"),
+    ] {
+        let source = fs::read_to_string(root().join("crates/serve/src").join(file)).unwrap();
+        let source: String = source.split_whitespace().collect();
+        let body = source.split("impl").find(|part| part.contains(made)).expect("where families are made");
+        for call in ["opts(\"", "counters(\"", "histograms(\""] {
+            let names = body.split(call).skip(1).map(|rest| rest.split('"').next().unwrap_or_default());
+            registered.extend(names.map(|name| format!("trustformers_{name}")));
+        }
+    }
     assert_eq!(families, registered);
 }
 

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use trustformers_batching::continuous::{BlockId, SequenceId, Work};
 use trustformers_serve::backend::checkpoint::CheckpointError;
-use trustformers_serve::backend::llm::{self, BackendError, CacheSize, LlmError, LlmOptions, Means, Runner};
+use trustformers_serve::backend::llm::{
+    self, BackendError, CacheSize, LlmError, LlmOptions, Means, Quantization, Runner,
+};
 use trustformers_serve::tensor::DType;
 use trustformers_serve::torch::paged::InstructionSet;
 
@@ -21,6 +23,9 @@ const TOLERANCE: f32 = 1e-4;
 
 /// A cache in which all texts of a case have room.
 const SIZE: CacheSize = CacheSize { blocks: 101, block_size: 16 };
+
+const INSTRUCTION_SETS: [InstructionSet; 4] =
+    [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Avx512Dot];
 
 #[derive(Deserialize)]
 struct Case {
@@ -44,7 +49,12 @@ fn cases() -> BTreeMap<String, Case> {
 }
 
 fn runner_with(folder: &Path, dtype: DType, threads: usize) -> Runner {
-    let options = LlmOptions { path: folder.to_owned(), device: Device::Cpu, dtype: Some(dtype), threads };
+    load(folder, dtype, None, threads)
+}
+
+fn load(folder: &Path, dtype: DType, quantization: Option<Quantization>, threads: usize) -> Runner {
+    let (path, device) = (folder.to_owned(), Device::Cpu);
+    let options = LlmOptions { path, device, dtype: Some(dtype), quantization, threads };
     llm::load(&options).unwrap().with_cache(SIZE).unwrap()
 }
 
@@ -95,6 +105,7 @@ impl<'a> Sequence<'a> {
             start: u32::try_from(self.done).unwrap(),
             blocks: self.blocks.clone(),
             samples: end == self.tokens.len(),
+            scores: false,
             forks: Vec::new(),
         }
     }
@@ -202,7 +213,7 @@ fn texts_in_a_mixed_batch_are_the_oracles() {
 fn every_instruction_set_and_plain_operators_compute_the_same() {
     let cases = cases();
     for name in ["llama", "llama_one_kv_head", "mistral", "qwen2_windows", "qwen3", "gpt2"] {
-        for instructions in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+        for instructions in INSTRUCTION_SETS {
             let mut runner = runner(&cases[name]).with_means(Means::Kernels(instructions));
             write_together(&mut runner, name, &cases[name]);
             assert_eq!(runner.pages_gathered(), 0);
@@ -223,7 +234,7 @@ fn half_precision_is_near_the_oracles() {
         ("gpt2", DType::F16, 0.01),
     ] {
         let case = &cases()[name];
-        for means in [Means::best(Device::Cpu), Means::Kernels(InstructionSet::Portable), Means::Operators] {
+        for means in INSTRUCTION_SETS.map(Means::Kernels).into_iter().chain([Means::Operators]) {
             let mut runner = runner_with(&case.folder, dtype, 1).with_means(means);
             let mut off = 0.0_f32;
             for text in &case.texts {
@@ -237,6 +248,31 @@ fn half_precision_is_near_the_oracles() {
             assert!(off < tolerance, "{name} {dtype} {means:?}: off by {off}");
         }
     }
+}
+
+#[test]
+fn int8_weights_are_near_the_oracles_of_every_family() {
+    let (mut alike, mut all) = (0, 0);
+    for (name, case) in &cases() {
+        let mut runner = load(&case.folder, DType::F32, Some(Quantization::Int8), 2);
+        for means in INSTRUCTION_SETS.map(Means::Kernels) {
+            runner = runner.with_means(means);
+            let mut off = 0.0_f32;
+            for text in &case.texts {
+                let mut sequence = Sequence::new(text, &mut Blocks::scrambled());
+                while !sequence.ended() {
+                    step(&mut runner, &mut [&mut sequence], |_| 20);
+                }
+                off = off.max(difference(&sequence.first, &text.first));
+                let tokens = &sequence.tokens[text.ids.len()..];
+                alike += tokens.iter().zip(&text.tokens).take_while(|(ours, theirs)| ours == theirs).count();
+                all += tokens.len();
+            }
+            println!("{name} {means:?}: off by {off}");
+            assert!(off < 0.1, "{name} {means:?}: off by {off}");
+        }
+    }
+    println!("{alike} of {all} greedy tokens alike before the first that is not");
 }
 
 #[test]
@@ -280,6 +316,7 @@ fn a_copied_block_is_written_without_changing_the_one_it_came_from() {
         start: u32::try_from(first.done).unwrap(),
         blocks: forked,
         samples: false,
+        scores: false,
         forks: Vec::new(),
     };
     drop(runner.step(&[other], &[(first.blocks[shared], copy)]).unwrap());
@@ -316,6 +353,29 @@ fn a_step_that_samples_nothing_answers_no_rows() {
 
     assert_eq!(runner.step(&[work], &[]).unwrap().size(), [0, 211]);
     assert_eq!(runner.step(&[], &[]).unwrap().size(), [0, 211]);
+}
+
+#[test]
+fn a_work_that_scores_answers_a_row_for_each_token() {
+    let case = &cases()["llama"];
+    let (mut runner, mut blocks) = (runner(case), Blocks::scrambled());
+    let [mut alone, mut scored] = [(); 2].map(|()| Sequence::new(&case.texts[3], &mut blocks));
+    let other = Sequence::new(&case.texts[2], &mut blocks).work(usize::MAX);
+    let silent = Work { samples: false, ..Sequence::new(&case.texts[1], &mut blocks).work(5) };
+    for most in [20, usize::MAX] {
+        let scores = Work { scores: true, ..scored.work(most) };
+        scored.done += scores.tokens.len();
+        let works = [silent.clone(), scores.clone(), other.clone()];
+        let mut logits = rows(&runner.step(&works, &[]).unwrap());
+
+        assert!(difference(&logits.pop().unwrap(), &case.texts[2].first) < TOLERANCE);
+        assert_eq!(logits.len(), scores.tokens.len());
+        for row in logits {
+            let one = Work { samples: true, ..alone.work(1) };
+            alone.done += 1;
+            assert!(difference(&row, &rows(&runner.step(&[one], &[]).unwrap())[0]) < TOLERANCE);
+        }
+    }
 }
 
 #[test]
@@ -385,8 +445,8 @@ fn altered(case: &Case, file: &str, change: impl Fn(&[u8]) -> Vec<u8>) -> tempfi
 }
 
 fn error(folder: &Path) -> LlmError {
-    let options =
-        LlmOptions { path: folder.to_owned(), device: Device::Cpu, dtype: Some(DType::F32), threads: 1 };
+    let (path, device) = (folder.to_owned(), Device::Cpu);
+    let options = LlmOptions { path, device, dtype: Some(DType::F32), quantization: None, threads: 1 };
     match llm::load(&options) {
         Ok(_) => panic!("it loaded"),
         Err(error) => error,
@@ -553,8 +613,8 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
 fn caches_that_cannot_be_are_refused_and_their_bytes_are_foretold() {
     let folder = &cases()["llama"].folder;
     let load = || {
-        let options =
-            LlmOptions { path: folder.clone(), device: Device::Cpu, dtype: Some(DType::BF16), threads: 1 };
+        let (path, device) = (folder.clone(), Device::Cpu);
+        let options = LlmOptions { path, device, dtype: Some(DType::BF16), quantization: None, threads: 1 };
         llm::load(&options).unwrap()
     };
 

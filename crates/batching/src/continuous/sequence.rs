@@ -28,6 +28,9 @@ pub struct Request {
     pub client: ClientId,
     /// Requests share cached blocks only with those of the same salt.
     pub salt: Option<u64>,
+    /// Whether the logits of every token of the prompt are wanted: none of it is then shared from the cache, as they
+    /// have to be computed.
+    pub scores_prompt: bool,
     /// When it is given up.
     pub deadlines: Deadlines,
 }
@@ -136,6 +139,8 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// How many of them are the prompt.
     pub(super) prompt: usize,
+    /// How many of the prompt's, from the first, need no logits, or none again; all where none are wanted.
+    pub(super) scored: usize,
     /// How many of them lie in the KV cache.
     pub(super) computed: usize,
     /// Where they lie.
@@ -178,6 +183,11 @@ impl Sequence {
     /// Tokens that it may still generate.
     pub(super) fn allowed(&self) -> u32 {
         self.max_tokens - self.generated()
+    }
+
+    /// Whether the tokens before position `end` may be another's work: not where their logits are wanted.
+    pub(super) fn may_share(&self, end: usize) -> bool {
+        self.scored == self.prompt || end <= self.scored
     }
 
     /// Sequences that it stands for: itself, and those that begin where its prompt ends.

@@ -39,6 +39,9 @@ pub struct Work {
     pub blocks: Vec<BlockId>,
     /// Whether the logits of the last token are wanted: true unless the prompt goes on after this chunk.
     pub samples: bool,
+    /// Whether the logits of all its tokens are wanted, as its prompt is to be scored: that of position p says how
+    /// likely the token at p + 1 was. After a preemption some positions may come again.
+    pub scores: bool,
     /// Sequences that begin with the same logits (`n > 1`): a token is drawn for each of these as well.
     pub forks: Vec<SequenceId>,
 }

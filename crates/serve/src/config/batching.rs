@@ -311,7 +311,7 @@ fn read_continuous(s: &mut Section<'_>) -> ContinuousSettings {
         prefix_caching: s.read("prefix_caching", &boolean(), true),
         preemption: s.read("preemption", &boolean(), true),
     };
-    if settings.block_size % 16 != 0 {
+    if !settings.block_size.is_multiple_of(16) {
         s.invalid("block_size", format!("is {}; a multiple of 16 will do", settings.block_size));
     }
     let (sequences, tokens) = (settings.max_sequences, settings.max_step_tokens);

@@ -255,6 +255,7 @@ const MODEL: &[Row] = &[
     ("pt.static_batch", |s| show(pt(s).static_batch), ("true", "true"), ("false", "false")),
     ("hf.truncation", |s| show(s.models["hf"].truncation), ("true", "Some(true)"), ("false", "Some(false)")),
     ("hf.dtype", |s| show(s.models["hf"].dtype), ("'f32'", "Some(F32)"), ("'bf16'", "Some(BF16)")),
+    ("hf.quantization", |s| show(s.models["hf"].quantization), ("'int8'", "Some(Int8)"), ("'none'", "None")),
     ("hf.max_length", |s| show(s.models["hf"].max_length), ("16", "Some(16)"), ("512", "Some(512)")),
 ];
 

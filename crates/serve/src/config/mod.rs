@@ -44,6 +44,7 @@ pub use self::error::ConfigError;
 pub use self::file::Document;
 pub use self::resolve::{known_keys, resolve_model_files};
 pub use self::tree::{Origin, Source};
+use crate::backend::llm::Quantization;
 use crate::tensor::{DType, TensorSpec};
 
 /// Everything that can be configured, resolved.
@@ -207,6 +208,8 @@ pub struct ModelSettings {
     pub static_batch: bool,
     /// What a model that generates text computes with; `None` takes what its checkpoint names.
     pub dtype: Option<DType>,
+    /// What its weights are made when they are loaded; `None` keeps them.
+    pub quantization: Option<Quantization>,
     /// `[batching]` with the model's own changes.
     pub batching: BatchingSettings,
     /// What the built-in `delay` model does; `None` for every other model.
@@ -303,13 +306,15 @@ impl ModelSettings {
         if let Some(key) = declared {
             return Some((key, format!("is for TorchScript models; a {format} model brings its own")));
         }
-        let takes_text =
-            format == Format::Huggingface || (format == Format::Builtin && self.name == "minilm");
+        let builtin = |name: &str| format == Format::Builtin && self.name == name;
+        let generates = format == Format::Huggingface || builtin("tinylm");
+        let takes_text = generates || builtin("minilm");
         if self.static_batch && format != Format::Torchscript {
             return Some(("static_batch", "is for TorchScript models".to_owned()));
         }
-        if self.dtype.is_some() && !takes_text {
-            return Some(("dtype", "is for models that generate text".to_owned()));
+        let for_text = [("dtype", self.dtype.is_some()), ("quantization", self.quantization.is_some())];
+        if let Some((key, _)) = for_text.into_iter().find(|(_, set)| *set && !generates) {
+            return Some((key, "is for models that generate text".to_owned()));
         }
         let pads = format == Format::Torchscript && self.inputs.iter().any(|input| input.pad.is_some());
         let set = [("max_length", self.max_length.is_some()), ("truncation", self.truncation.is_some())];

@@ -18,6 +18,7 @@ use super::{
     BUILTIN_MODELS, DelaySettings, DeviceSettings, DeviceSpec, Format, LogFormat, LogLevel, LoggingSettings,
     ModelSettings, ServerSettings, Settings, Versions,
 };
+use crate::backend::llm::Quantization;
 use crate::tensor::DType;
 
 const LOG_LEVELS: &[(&str, LogLevel)] = &[
@@ -30,6 +31,7 @@ const LOG_LEVELS: &[(&str, LogLevel)] = &[
 ];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 const DTYPES: &[(&str, DType)] = &[("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+const QUANTIZATIONS: &[(&str, Option<Quantization>)] = &[("none", None), ("int8", Some(Quantization::Int8))];
 const DEVICES: &str = "\"auto\" or \"cpu\" or \"cuda:N\"";
 
 /// How settings came to be: for printing them, and for models that are found later.
@@ -231,6 +233,7 @@ fn read_model(
         truncation: s.optional("truncation", &boolean(), None),
         static_batch: s.read("static_batch", &boolean(), false),
         dtype: s.optional("dtype", &choice(DTYPES), None),
+        quantization: s.read("quantization", &choice(QUANTIZATIONS), None),
         batching: s.section_over("batching", batching, read_batching),
         delay: read_delay(s, model == "delay" && format == Some(Format::Builtin)),
     };

@@ -1,7 +1,7 @@
 //! Layers, defaults, and the text of every error, through the whole of the resolution.
 
 use trustformers_batching::{
-    AdaptiveConfig, BreakerConfig, Dispatch, Isolation, Mode, OptimizationTarget, PaddingStrategy, Priority,
+    AdaptiveConfig, BreakerConfig, Dispatch, Isolation, OptimizationTarget, PaddingStrategy, Priority,
 };
 
 use super::*;
@@ -81,6 +81,16 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
                 high_load_batch_size: 64,
                 low_load_timeout: Duration::from_millis(10),
             },
+            continuous: ContinuousSettings {
+                block_size: 16,
+                kv_cache_memory: None,
+                max_sequences: 64,
+                max_step_tokens: 2048,
+                prefill_chunk: None,
+                inter_token_target: None,
+                prefix_caching: true,
+                preemption: true,
+            },
         }
     );
     assert_eq!(settings.model_repository, None);
@@ -105,6 +115,8 @@ fn nothing_said_serves_the_builtins_with_the_documented_defaults() {
             max_length: None,
             truncation: None,
             static_batch: false,
+            dtype: None,
+            quantization: None,
             batching: settings.batching.clone(),
             delay: Some(delay),
         }

@@ -8,8 +8,8 @@ use crate::text::{Detokenizer, Released, StopStrings, TextError, Tokenizer};
 /// What ends texts, and how they are shown.
 #[derive(Debug, Clone)]
 pub struct TextOptions {
-    /// Each of these ends a text, wherever token borders fall.
-    pub stops: Arc<[String]>,
+    /// Each of these ends a text, wherever token borders fall. All texts of a request share what is made of them.
+    pub stops: StopStrings,
     /// Whether a text ends with what ended it.
     pub include_stop: bool,
     /// No stop string ends a text before so many tokens.
@@ -70,7 +70,7 @@ impl Choice {
     pub fn new(tokenizer: &Arc<Tokenizer>, prompt: &[u32], options: TextOptions) -> Self {
         Self {
             detokenizer: Detokenizer::new(Arc::clone(tokenizer), prompt, options.skip_special),
-            stops: StopStrings::new(Arc::clone(&options.stops), options.include_stop),
+            stops: options.stops.clone(),
             options,
             tokens: 0,
             log_probability: 0.0,
@@ -143,8 +143,8 @@ impl Choice {
     }
 
     fn stopped(&mut self, released: &Released) -> Option<FinishReason> {
-        let stop = self.options.stops.get(released.stopped?)?;
+        let stop = self.stops.stop(released.stopped?)?.to_owned();
         self.ended = true;
-        Some(FinishReason::StopString(stop.clone()))
+        Some(FinishReason::StopString(stop))
     }
 }

@@ -19,8 +19,8 @@ use trustformers_batching::{BreakerConfig, BreakerState, Clock, MonotonicClock, 
 
 use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
-use super::seats::{Drawing, Mail, Seats};
-use super::steps::{Outcome, Stepped, Steps};
+use super::seats::{Mail, Seats, Use};
+use super::steps::{Outcome, Scored, Stepped, Steps};
 use super::trace::{Life, Span, Trace};
 use crate::backend::llm::Runner;
 use crate::metrics::GenerationMetrics;
@@ -223,7 +223,7 @@ impl Generating {
             }
             // The engine is gone without a word.
             None => self.left = 0,
-            Some(GenerationEvent::Token { .. }) => {}
+            Some(GenerationEvent::Token { .. } | GenerationEvent::Scored { .. }) => {}
         }
         Poll::Ready(event)
     }
@@ -283,6 +283,7 @@ impl State {
                 priority: request.priority,
                 client: request.client,
                 salt: request.salt,
+                scores_prompt: request.scores_prompt,
                 deadlines: Deadlines {
                     queue: None,
                     first_token: request.first_token.map(time),
@@ -343,16 +344,16 @@ impl State {
 impl Shared {
     /// The thread: plans, runs and commits until it is drained or aborted.
     fn run(&self, mut steps: Steps) {
-        while let Some((plan, drawing, planned)) = self.next() {
+        while let Some((plan, uses, planned)) = self.next() {
             let began = self.clock.now();
-            let stepped = steps.run(&plan, drawing);
+            let stepped = steps.run(&plan, uses);
             let ended = self.clock.now();
             self.commit(Span { planned, began, ended }, plan, stepped);
         }
     }
 
     /// Waits for a step to run; `None` when there will be none.
-    fn next(&self) -> Option<(StepPlan, Vec<Vec<Drawing>>, Time)> {
+    fn next(&self) -> Option<(StepPlan, Vec<Use>, Time)> {
         let mut state = self.state.lock();
         loop {
             if state.closed {
@@ -362,10 +363,10 @@ impl Shared {
             let Scheduled { ended, plan } = state.scheduler.schedule(now);
             let mail = state.ended(now, &ended, &[], &self.trace);
             if let Some(plan) = plan {
-                let drawing = self.begin(now, &mut state, &plan);
+                let uses = self.begin(now, &mut state, &plan);
                 drop(state);
                 mail.into_iter().for_each(Mail::send);
-                return Some((plan, drawing, now));
+                return Some((plan, uses, now));
             }
             if !mail.is_empty() {
                 MutexGuard::unlocked(&mut state, || mail.into_iter().for_each(Mail::send));
@@ -390,7 +391,7 @@ impl Shared {
         }
     }
 
-    fn begin(&self, now: Time, state: &mut State, plan: &StepPlan) -> Vec<Vec<Drawing>> {
+    fn begin(&self, now: Time, state: &mut State, plan: &StepPlan) -> Vec<Use> {
         state.stepping = Some(now);
         self.metrics.step_began();
         for work in &plan.work {
@@ -400,12 +401,13 @@ impl Shared {
                 self.metrics.waited(now.since(seat.arrived));
             }
         }
-        state.seats.drawing(plan)
+        state.seats.uses(plan)
     }
 
     /// Takes a step's outcome in and tells the callers.
     fn commit(&self, span: Span, plan: StepPlan, stepped: Stepped) {
-        let Stepped { outcomes, drawings, failed } = stepped;
+        let works = stepped.works();
+        let Stepped { outcomes, drawings, scored } = stepped;
         let now = span.ended;
         let mut outcome =
             StepOutcome { id: plan.id, busy: now.since(span.began), tokens: Vec::new(), failed: Vec::new() };
@@ -414,6 +416,9 @@ impl Shared {
         state.stepping = None;
         for drawing in drawings {
             state.seats.put_back(drawing);
+        }
+        for Scored { sequence, position, logprobs } in scored {
+            mail.extend(state.seats.scored(sequence, position, logprobs));
         }
         for (sequence, of) in outcomes {
             match of {
@@ -433,8 +438,8 @@ impl Shared {
                 }
             }
         }
-        if let Some(breaker) = &mut state.breaker {
-            if failed { breaker.failed(now) } else { breaker.succeeded(now) }
+        if let (Some(breaker), Some(works)) = (&mut state.breaker, works) {
+            if works { breaker.succeeded(now) } else { breaker.failed(now) }
         }
         let busy = outcome.busy;
         let ended = state.scheduler.commit(now, outcome);

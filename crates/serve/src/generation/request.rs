@@ -27,6 +27,8 @@ pub struct GenerationRequest {
     pub client: ClientId,
     /// Prompts share what was computed only with those of the same salt.
     pub salt: Option<u64>,
+    /// Whether the prompt's tokens are to be scored as well: `sampling.logprobs` likeliest of each.
+    pub scores_prompt: bool,
     /// When its first token must have been drawn.
     pub first_token: Option<Instant>,
     /// When all of it must have ended.
@@ -46,6 +48,14 @@ pub enum GenerationEvent {
         stops: bool,
         /// Where they were asked for.
         logprobs: Option<Logprobs>,
+    },
+    /// Tokens of the prompt were scored, the one at `position` and those after it. Only the first text says so, in
+    /// order of positions; of the first token nothing is said, as it follows on nothing.
+    Scored {
+        /// Of the first.
+        position: u32,
+        /// How likely each was.
+        logprobs: Vec<Logprobs>,
     },
     /// It ends; said once of each.
     Ended {

@@ -8,7 +8,7 @@ use trustformers_batching::Time;
 use trustformers_batching::continuous::{Admitted, Ended, RequestId, SequenceId, StepPlan};
 
 use super::request::{Finish, GenerationEvent, GenerationRequest};
-use super::sampling::Sampler;
+use super::sampling::{Logprobs, Sampler};
 
 /// One sequence of an admitted request.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Seat {
     /// Not there while a step draws with it.
     sampler: Option<Sampler>,
     stop_tokens: Arc<[u32]>,
+    /// Where the prompt is to be scored.
+    scoring: Option<Scoring>,
     /// Holds as many events as the request can ever cause, so that it is never full.
     events: mpsc::Sender<GenerationEvent>,
     /// When it was admitted, and when its first and its last token were drawn.
@@ -57,6 +59,25 @@ pub(super) struct Drawing {
     pub(super) stop_tokens: Arc<[u32]>,
 }
 
+/// A prompt whose tokens are to be scored.
+#[derive(Debug, Clone)]
+pub(super) struct Scoring {
+    pub(super) prompt: Arc<[u32]>,
+    /// How many of the likeliest tokens are named at each.
+    pub(super) count: u32,
+    /// The first position that was not scored yet: after a preemption some come again.
+    pub(super) next: u32,
+}
+
+/// What the logits of one work of a step are for.
+#[derive(Debug, Default)]
+pub(super) struct Use {
+    /// Who draws from the last.
+    pub(super) drawing: Vec<Drawing>,
+    /// What is scored by each.
+    pub(super) scoring: Option<Scoring>,
+}
+
 /// All sequences that wait, run or were preempted.
 #[derive(Debug, Default)]
 pub(super) struct Seats {
@@ -72,8 +93,14 @@ impl Seats {
         request: &GenerationRequest,
         samplers: Vec<Sampler>,
     ) -> mpsc::Receiver<GenerationEvent> {
-        // Each choice has at most max_tokens tokens and one end.
-        let most = (request.max_tokens as usize + 1) * samplers.len();
+        // Each choice has at most max_tokens tokens and one end; a prompt is scored in as many parts as it has tokens.
+        let scored = if request.scores_prompt { request.prompt.len() } else { 0 };
+        let most = (request.max_tokens as usize + 1) * samplers.len() + scored;
+        let scoring = request.scores_prompt.then(|| Scoring {
+            prompt: request.prompt.as_slice().into(),
+            count: request.sampling.logprobs.unwrap_or(0),
+            next: 1,
+        });
         let (events, receiver) = mpsc::channel(most.max(1));
         for ((sequence, sampler), choice) in admitted.sequences().zip(samplers).zip(0..) {
             let seat = Seat {
@@ -81,6 +108,7 @@ impl Seats {
                 choice,
                 sampler: Some(sampler),
                 stop_tokens: Arc::clone(&request.stop_tokens),
+                scoring: scoring.clone().filter(|_| choice == 0),
                 events: events.clone(),
                 arrived: now,
                 first_token: None,
@@ -92,19 +120,38 @@ impl Seats {
         receiver
     }
 
-    /// Those that a step draws for, in the order of its logits, forks after the work they begin with.
-    pub(super) fn drawing(&mut self, plan: &StepPlan) -> Vec<Vec<Drawing>> {
-        let mut of = |sequence| {
+    /// What the logits of each work are for.
+    pub(super) fn uses(&mut self, plan: &StepPlan) -> Vec<Use> {
+        let mut drawing = |sequence| {
             let seat = self.of.get_mut(&sequence)?;
             let (sampler, stop_tokens) = (seat.sampler.take()?, Arc::clone(&seat.stop_tokens));
             Some(Drawing { sequence, sampler, stop_tokens })
         };
-        let sampled = plan.work.iter().filter(|work| work.samples);
-        sampled
+        let mut uses: Vec<Use> = plan
+            .work
+            .iter()
             .map(|work| {
-                [&[work.sequence], work.forks.as_slice()].concat().into_iter().filter_map(&mut of).collect()
+                let members = [&[work.sequence], work.forks.as_slice()].concat();
+                let members = members.into_iter().filter(|_| work.samples);
+                Use { drawing: members.filter_map(&mut drawing).collect(), scoring: None }
             })
-            .collect()
+            .collect();
+        for (work, of) in plan.work.iter().zip(&mut uses).filter(|(work, _)| work.scores) {
+            of.scoring = self.of.get(&work.sequence).and_then(|seat| seat.scoring.clone());
+        }
+        uses
+    }
+
+    /// Takes in what was scored of a prompt, for its caller.
+    pub(super) fn scored(
+        &mut self,
+        sequence: SequenceId,
+        position: u32,
+        logprobs: Vec<Logprobs>,
+    ) -> Option<Mail> {
+        let seat = self.of.get_mut(&sequence)?;
+        seat.scoring.as_mut()?.next = position + logprobs.len() as u32;
+        Some(seat.mail(GenerationEvent::Scored { position, logprobs }))
     }
 
     /// Gives a sequence back what it draws with; nothing where its caller has left.

@@ -2,8 +2,8 @@
 
 use trustformers_batching::continuous::{BlockId, SequenceId, StepPlan, Work};
 
-use super::sampling::{Drawn, Scratch};
-use super::seats::Drawing;
+use super::sampling::{Drawn, Logprobs, Scratch, score};
+use super::seats::{Drawing, Scoring, Use};
 use crate::backend::llm::{BackendError, Runner};
 use crate::torch::rows::Rows;
 
@@ -16,6 +16,14 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
+/// Tokens of a prompt, from one position on, and how likely each was.
+#[derive(Debug)]
+pub(super) struct Scored {
+    pub(super) sequence: SequenceId,
+    pub(super) position: u32,
+    pub(super) logprobs: Vec<Logprobs>,
+}
+
 /// What a step brought.
 #[derive(Debug, Default)]
 pub(super) struct Stepped {
@@ -23,8 +31,16 @@ pub(super) struct Stepped {
     pub(super) outcomes: Vec<(SequenceId, Outcome)>,
     /// What was drawn with, to go on with.
     pub(super) drawings: Vec<Drawing>,
-    /// Whether nothing of it ran.
-    pub(super) failed: bool,
+    pub(super) scored: Vec<Scored>,
+}
+
+impl Stepped {
+    /// Whether the model works: true when a token was drawn, false when all failed; `None` when there was nothing
+    /// to tell by.
+    pub(super) fn works(&self) -> Option<bool> {
+        let drawn = self.outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Drawn(..)));
+        (!self.outcomes.is_empty()).then_some(drawn)
+    }
 }
 
 /// Works that ran together, and what that gave.
@@ -37,35 +53,30 @@ struct Part<'a> {
 pub(super) struct Steps {
     runner: Runner,
     scratch: Scratch,
-    /// Logits that more than one sequence draws from.
-    shared: Vec<f32>,
 }
 
 impl Steps {
     pub(super) fn new(runner: Runner) -> Self {
-        Self { runner, scratch: Scratch::default(), shared: Vec::new() }
+        Self { runner, scratch: Scratch::default() }
     }
 
-    /// Runs a plan. `drawing`: for each work that samples, who draws from its logits.
-    pub(super) fn run(&mut self, plan: &StepPlan, drawing: Vec<Vec<Drawing>>) -> Stepped {
+    /// Runs a plan. `uses`: what the logits of each of its works are for.
+    pub(super) fn run(&mut self, plan: &StepPlan, uses: Vec<Use>) -> Stepped {
         let mut parts = Vec::new();
         self.run_works(&plan.work, &plan.copies, &mut parts);
-        let mut stepped =
-            Stepped { failed: parts.iter().all(|part| part.logits.is_err()), ..Stepped::default() };
-        let mut drawing = drawing.into_iter();
+        let mut stepped = Stepped::default();
+        let mut uses = uses.into_iter();
         for part in &mut parts {
-            let mut index = 0;
+            let mut row = 0;
             for work in part.work {
-                let members = if work.samples { drawing.next().unwrap_or_default() } else { Vec::new() };
+                let of = uses.next().unwrap_or_default();
                 match &mut part.logits {
-                    Err(error) => fail(work, members, &error.to_string(), &mut stepped),
-                    Ok(rows) if work.samples => {
-                        if let Some(row) = rows.row(index) {
-                            self.draw(row, members, &mut stepped);
-                        }
-                        index += 1;
+                    Err(error) => fail(work, of.drawing, &error.to_string(), &mut stepped),
+                    Ok(rows) => {
+                        let count = rows_of(work);
+                        self.take(work, of, &mut Window { rows, first: row, count }, &mut stepped);
+                        row += count;
                     }
-                    Ok(_) => {}
                 }
             }
         }
@@ -86,17 +97,17 @@ impl Steps {
         self.run_works(right, &[], parts);
     }
 
-    /// Draws a token for each of `members`, from logits that are theirs alone.
-    fn draw(&mut self, row: &mut [f32], members: Vec<Drawing>, stepped: &mut Stepped) {
-        let several = members.len() > 1;
-        if several {
-            self.shared.clear();
-            self.shared.extend_from_slice(row);
-        }
-        for (index, mut member) in members.into_iter().enumerate() {
-            if several && index > 0 {
-                row.copy_from_slice(&self.shared);
+    /// Uses one work's logits.
+    fn take(&mut self, work: &Work, of: Use, window: &mut Window<'_>, stepped: &mut Stepped) {
+        if let Some(scoring) = of.scoring {
+            match self.score(work, &scoring, window) {
+                Ok(scored) => stepped.scored.extend(scored),
+                Err(reason) => return fail(work, of.drawing, &reason, stepped),
             }
+        }
+        let last = window.count.checked_sub(1).filter(|_| work.samples);
+        let Some(row) = last.and_then(|last| window.row(last)) else { return };
+        for mut member in of.drawing {
             let outcome = match member.sampler.draw(row, &mut self.scratch) {
                 Ok(drawn) => {
                     let stops = member.stop_tokens.contains(&drawn.token);
@@ -108,6 +119,45 @@ impl Steps {
             stepped.drawings.push(member);
         }
     }
+
+    /// How likely the prompt's tokens after those of a work were.
+    fn score(
+        &mut self,
+        work: &Work,
+        scoring: &Scoring,
+        window: &mut Window<'_>,
+    ) -> Result<Option<Scored>, String> {
+        let mut logprobs = Vec::new();
+        // A row says how likely the token after its own was.
+        let first = scoring.next.max(work.start + 1);
+        let end = (work.start + work.tokens.len() as u32 + 1).min(scoring.prompt.len() as u32);
+        for position in first..end {
+            let Some(row) = window.row((position - 1 - work.start) as usize) else { break };
+            let token = scoring.prompt[position as usize];
+            let scored = score(token, scoring.count, row, &mut self.scratch);
+            logprobs.push(scored.map_err(|not_a_number| not_a_number.to_string())?);
+        }
+        let scored = Scored { sequence: work.sequence, position: first, logprobs };
+        Ok(Some(scored).filter(|scored| !scored.logprobs.is_empty()))
+    }
+}
+
+/// The rows of logits that are one work's.
+struct Window<'a> {
+    rows: &'a mut Rows,
+    first: usize,
+    count: usize,
+}
+
+impl Window<'_> {
+    fn row(&mut self, index: usize) -> Option<&mut [f32]> {
+        self.rows.row(self.first + index)
+    }
+}
+
+/// How many rows of logits a work gives.
+fn rows_of(work: &Work) -> usize {
+    if work.scores { work.tokens.len() } else { usize::from(work.samples) }
 }
 
 fn fail(work: &Work, members: Vec<Drawing>, reason: &str, stepped: &mut Stepped) {

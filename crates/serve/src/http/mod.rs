@@ -13,6 +13,7 @@ pub(crate) use self::models::describe;
 mod openai;
 mod predict;
 pub mod request_id;
+mod tokens;
 pub mod wire;
 
 use std::convert::Infallible;
@@ -39,7 +40,12 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/{name}/predict"),
     ("POST", "/v1/inference"),
     ("POST", "/v1/inference/batch"),
+    ("POST", "/v1/inference/stream"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/tokenizer_info"),
     ("POST", "/v1/embeddings"),
     ("GET", "/v1/models"),
     ("GET", "/models"),
@@ -62,7 +68,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models/{name}/predict", post(predict::by_path))
         .route("/v1/inference", post(predict::by_body))
         .route("/v1/inference/batch", post(predict::by_body_many))
+        .route("/v1/inference/stream", post(completions::inference::stream))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(completions::chats))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::tokenizer_info))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/models", get(models::list))
@@ -168,7 +179,8 @@ impl Line {
 
     fn style(&self) -> ErrorStyle {
         let path = self.uri.path();
-        let openai = path.starts_with("/v1/") && !path.starts_with("/v1/inference");
+        let openai = (path.starts_with("/v1/") && !path.starts_with("/v1/inference"))
+            || ["/tokenize", "/detokenize", "/tokenizer_info"].contains(&path);
         if openai { ErrorStyle::OpenAi } else { ErrorStyle::Own }
     }
 

@@ -26,7 +26,8 @@ pub(super) fn load(
     check(source)?;
     let settings = &source.settings;
     let tokenizer = Tokenizer::load(path).map_err(|error| error.to_string())?;
-    let options = LlmOptions { path: path.to_owned(), device, dtype: settings.dtype, threads };
+    let (dtype, quantization) = (settings.dtype, settings.quantization);
+    let options = LlmOptions { path: path.to_owned(), device, dtype, quantization, threads };
     let decoder = llm::load(&options).map_err(|error| error.to_string())?;
     decoder.config().check_vocabulary(tokenizer.highest_id()).map_err(|error| error.to_string())?;
     let context = context(source, &decoder)?;
@@ -110,6 +111,7 @@ fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
         start: u32::try_from(start).unwrap_or(0),
         blocks: vec![BlockId(0)],
         samples: true,
+        scores: false,
         forks: Vec::new(),
     };
     for _ in 0..runs {

@@ -70,8 +70,8 @@ fn batches(
     if settings.batching.mode == Some(BatchingMode::Continuous) {
         return Err("batching.mode = \"continuous\" is for models that generate text".to_owned());
     }
-    if settings.dtype.is_some() {
-        return Err("`dtype` is for models that generate text".to_owned());
+    if settings.dtype.is_some() || settings.quantization.is_some() {
+        return Err("`dtype` and `quantization` are for models that generate text".to_owned());
     }
     let log = match &settings.batching.event_log {
         None => None,

@@ -32,8 +32,13 @@ impl StopStrings {
     /// Looks for any of `stops`; `include`: the one found is part of the text. Clones share what is made
     /// of them, and begin where their original stands.
     pub fn new(stops: Arc<[String]>, include: bool) -> Self {
-        let automaton = Arc::new(Automaton::new(&stops));
+        let automaton = Arc::new(Automaton::new(stops));
         Self { automaton, include, state: ROOT, held: String::new(), stopped: false }
+    }
+
+    /// One of the strings it looks for.
+    pub fn stop(&self, index: usize) -> Option<&str> {
+        self.automaton.stops.get(index).map(String::as_str)
     }
 
     /// Adds text. What comes after a stop string is dropped.
@@ -48,7 +53,7 @@ impl StopStrings {
                 let mut all = std::mem::take(&mut self.held);
                 all.push_str(&text[..=at]);
                 if !self.include {
-                    all.truncate(all.len() - self.automaton.lengths[stop]);
+                    all.truncate(all.len() - self.automaton.stops[stop].len());
                 }
                 return Released { text: all, stopped: Some(stop) };
             }
@@ -73,8 +78,7 @@ const ROOT: u32 = 0;
 #[derive(Debug)]
 struct Automaton {
     nodes: Vec<Node>,
-    /// Of each stop string, in bytes.
-    lengths: Vec<usize>,
+    stops: Arc<[String]>,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +94,8 @@ struct Node {
 }
 
 impl Automaton {
-    fn new(stops: &[String]) -> Self {
-        let lengths = stops.iter().map(String::len).collect();
-        let mut automaton = Self { nodes: vec![Node::default()], lengths };
+    fn new(stops: Arc<[String]>) -> Self {
+        let mut automaton = Self { nodes: vec![Node::default()], stops: Arc::clone(&stops) };
         for (index, stop) in stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty()) {
             automaton.insert(index, stop.as_bytes());
         }

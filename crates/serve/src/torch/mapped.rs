@@ -96,7 +96,7 @@ impl MappedFile {
 }
 
 /// The number of `kind` in c10/core/ScalarType.h; tch keeps its own table to itself.
-fn scalar_type(kind: Kind) -> Result<c_int, TchError> {
+pub(super) fn scalar_type(kind: Kind) -> Result<c_int, TchError> {
     match kind {
         Kind::Half => Ok(5),
         Kind::Float => Ok(6),

@@ -11,6 +11,8 @@ pub mod mapped;
 pub mod memory;
 pub mod module;
 pub mod paged;
+pub mod product;
+pub mod reserved;
 pub mod rows;
 pub mod shim;
 pub mod tensor;

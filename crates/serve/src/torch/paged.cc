@@ -8,12 +8,18 @@
 #include <cstdint>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 #include "guard.h"
+#include "scratch.h"
 
 namespace {
 
 using namespace trustformers::cpu;
+using trustformers::check_plain;
+using trustformers::element_of;
+using trustformers::optional_floats;
+using trustformers::scratch_of;
 
 // Rows of one sequence in a step.
 struct Span {
@@ -25,19 +31,6 @@ struct Span {
 
 // Lines of queries that one task takes: more would push its scratch out of the nearest cache.
 constexpr int64_t kTaskLines = 48;
-
-Element element_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return kFloat;
-    case at::kBFloat16: return kBFloat16;
-    case at::kHalf: return kHalf;
-    default: TORCH_CHECK(false, "no CPU kernel for elements of type ", tensor.scalar_type());
-  }
-}
-
-void check_plain(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), name, " must be contiguous and on the CPU");
-}
 
 // The pages of one layer: keys [blocks, kv_heads, width, block_size], values [blocks, kv_heads, block_size, width].
 struct Pages {
@@ -78,15 +71,6 @@ void check_spans(const Span* spans, size_t count, int64_t rows, const int32_t* t
   }
 }
 
-// This thread's scratch, kept: some hundred kilobytes at most, used in every layer of every step.
-float* scratch_of(int64_t floats) {
-  thread_local std::vector<float> buffer;
-  constexpr int64_t alignment = 64 / sizeof(float);
-  if (static_cast<int64_t>(buffer.size()) < floats + alignment) buffer.resize(floats + alignment);
-  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
-}
-
 at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                      const Span* spans, size_t count, const int32_t* table, size_t length, int64_t window,
                      int instruction_set) {
@@ -123,7 +107,7 @@ at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at
   std::atomic<size_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), parts.size());
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    float* scratch = scratch_of(floats);
+    float* scratch = scratch_of<Span>(floats);
     for (size_t i = next++; i < parts.size(); i = next++) {
       const auto& [span, offset, head] = parts[i];
       const int64_t row = span->row + offset;
@@ -148,15 +132,6 @@ at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at
     }
   });
   return out;
-}
-
-// A vector of floats that may be absent.
-const float* optional_floats(const at::Tensor* tensor, int64_t elements, const char* name) {
-  if (tensor == nullptr) return nullptr;
-  check_plain(*tensor, name);
-  TORCH_CHECK(tensor->scalar_type() == at::kFloat && tensor->numel() == elements, name, " must be ", elements,
-              " elements of f32");
-  return tensor->const_data_ptr<float>();
 }
 
 at::Tensor project(const at::Tensor& projections, const at::Tensor* cosines, const at::Tensor* sines,
@@ -220,21 +195,6 @@ at::Tensor normalize(const at::Tensor& x, const at::Tensor& weight, double eps, 
   return out;
 }
 
-at::Tensor gate(const at::Tensor& x, int instruction_set) {
-  check_plain(x, "x");
-  TORCH_CHECK(x.dim() == 2 && x.size(1) % 2 == 0, "x must be rows of two halves");
-  auto out = at::empty({x.size(0), x.size(1) / 2}, x.options());
-  GateTask task{x.const_data_ptr(), out.mutable_data_ptr(), out.size(1), 0, 0};
-  const auto kernel = kernels(instruction_set).gate[element_of(x)];
-  at::parallel_for(0, x.size(0), 4, [&](int64_t from, int64_t to) {
-    GateTask part = task;
-    part.from = from;
-    part.to = to;
-    kernel(part);
-  });
-  return out;
-}
-
 }  // namespace
 
 extern "C" {
@@ -263,10 +223,6 @@ at::Tensor* tfs_rows_normalize(const at::Tensor* x, const at::Tensor* weight, do
                                char* error, size_t capacity) {
   return trustformers::tensor_or_error(error, capacity,
                                        [&] { return normalize(*x, *weight, eps, instruction_set); });
-}
-
-at::Tensor* tfs_rows_gate(const at::Tensor* x, int instruction_set, char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] { return gate(*x, instruction_set); });
 }
 
 }

@@ -1,4 +1,4 @@
-//! CPU kernels of decoders: attention over a KV cache's pages in place, what writes those pages, norms and gates.
+//! CPU kernels of decoders: attention over a KV cache's pages in place, what writes those pages, and norms.
 
 use std::ffi::{c_char, c_int};
 use std::ptr;
@@ -47,12 +47,6 @@ unsafe extern "C" {
         error: *mut c_char,
         capacity: usize,
     ) -> *mut C_tensor;
-    fn tfs_rows_gate(
-        x: *const C_tensor,
-        instruction_set: c_int,
-        error: *mut c_char,
-        capacity: usize,
-    ) -> *mut C_tensor;
 }
 
 /// Token slots of a page must be a multiple of this.
@@ -70,6 +64,8 @@ pub enum InstructionSet {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 with products of bf16 (BF16) and of int8 (VNNI).
+    Avx512Dot,
 }
 
 impl InstructionSet {
@@ -77,17 +73,19 @@ impl InstructionSet {
     pub fn best() -> Self {
         // SAFETY: asks the CPU, and takes no pointer.
         match unsafe { tfs_cpu_best_instruction_set() } {
+            3 => Self::Avx512Dot,
             2 => Self::Avx512,
             1 => Self::Avx2,
             _ => Self::Portable,
         }
     }
 
-    const fn code(self) -> c_int {
+    pub(super) const fn code(self) -> c_int {
         match self {
             Self::Portable => 0,
             Self::Avx2 => 1,
             Self::Avx512 => 2,
+            Self::Avx512Dot => 3,
         }
     }
 }
@@ -223,16 +221,5 @@ pub fn rms_norm(
         tensor_or_error(|error, capacity| {
             tfs_rows_normalize(x.as_ptr(), weight.as_ptr(), eps, instruction_set.code(), error, capacity)
         })
-    }
-}
-
-/// `silu(left half) * right half` of each row: `[rows, 2 * width]` to `[rows, width]`.
-///
-/// # Errors
-/// When `x` does not divide into halves, or is not on the CPU.
-pub fn gated_silu(x: &Tensor, instruction_set: InstructionSet) -> Result<Tensor, TchError> {
-    // SAFETY: `x` outlives the call, which checks it and answers a new tensor.
-    unsafe {
-        tensor_or_error(|error, capacity| tfs_rows_gate(x.as_ptr(), instruction_set.code(), error, capacity))
     }
 }

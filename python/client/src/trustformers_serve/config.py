@@ -167,6 +167,7 @@ class ModelSettings(TypedDict, total=False):
     truncation: bool
     static_batch: bool
     dtype: Literal["f32", "bf16", "f16"]
+    quantization: Literal["none", "int8"]
     batching: BatchingSettings
     delay: DelaySettings
 

@@ -145,6 +145,7 @@ impl Scheduler {
                 request: id,
                 state: State::Waiting,
                 prompt: request.prompt.len(),
+                scored: if request.scores_prompt { 0 } else { request.prompt.len() },
                 tokens: request.prompt,
                 computed: 0,
                 blocks: Vec::new(),

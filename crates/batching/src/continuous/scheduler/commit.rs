@@ -32,6 +32,7 @@ impl Scheduler {
                 continue;
             }
             sequence.computed += fed;
+            sequence.scored = sequence.scored.max(sequence.computed.min(sequence.prompt));
             // What a failed sequence computed is nothing to share.
             if !failed.contains(&id) {
                 self.register(id);

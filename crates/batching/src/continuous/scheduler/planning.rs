@@ -16,6 +16,9 @@ use crate::time::Time;
 /// Tokens of prompts beside decodes, where a target is set and steps' times are not known yet.
 const UNKNOWN_CHUNK: usize = 128;
 
+/// Tokens in a step of prompts that are scored. Each takes a row of logits: as many as a large vocabulary has.
+const SCORED_CHUNK: usize = 256;
+
 /// What `schedule` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scheduled {
@@ -37,6 +40,8 @@ pub(super) struct Draft {
     /// Tokens that it may still feed, and those of them that may be prompts'.
     left: usize,
     prompt_left: usize,
+    /// Tokens of prompts that it may still score.
+    score_left: usize,
 }
 
 impl Scheduler {
@@ -50,7 +55,7 @@ impl Scheduler {
         let decodes = self.running.iter().filter(|id| self.sequences[id].decodes()).count();
         self.start_waiting(now, self.prompt_budget(decodes));
         let left = self.config.max_step_tokens as usize;
-        let mut draft = Draft { left, ..Draft::default() };
+        let mut draft = Draft { left, score_left: SCORED_CHUNK, ..Draft::default() };
         self.plan_decodes(now, &mut draft);
         draft.prompt_left = self.prompt_budget(draft.work.len());
         self.plan_prompts(now, &mut draft);
@@ -145,7 +150,10 @@ impl Scheduler {
     /// How many tokens of its prompt a sequence feeds: as time, budget and blocks allow.
     fn chunk(&mut self, now: Time, id: SequenceId, draft: &Draft) -> usize {
         let sequence = &self.sequences[&id];
-        let (start, most) = (sequence.computed, sequence.pending().min(draft.prompt_left));
+        let (start, mut most) = (sequence.computed, sequence.pending().min(draft.prompt_left));
+        if !sequence.may_share(start + most) {
+            most = most.min(draft.score_left);
+        }
         let rank = sequence.rank;
         let mut chunk = self.chunk_beside(self.times.known(), draft.load, start, most);
         if draft.load.prompt_tokens == 0.0 {
@@ -234,8 +242,10 @@ impl Scheduler {
         } else {
             draft.load.with_chunk(start, count)
         };
+        let scores = !sequence.may_share(start + count);
         sequence.fed = count;
         draft.left -= count;
+        draft.score_left = draft.score_left.saturating_sub(if scores { count } else { 0 });
         draft.prompt_left = draft.prompt_left.saturating_sub(count);
         let forks = if samples { u64::from(sequence.forks) } else { 0 };
         draft.work.push(Work {
@@ -244,6 +254,7 @@ impl Scheduler {
             start: start as u32,
             blocks: sequence.blocks.clone(),
             samples,
+            scores,
             forks: (1..=forks).map(|fork| SequenceId(id.0 + fork)).collect(),
         });
     }
@@ -258,7 +269,8 @@ impl Scheduler {
             let index = sequence.blocks.len();
             let end = (index + 1) * size;
             let aligned = sequence.computed == index * size && sequence.known == index;
-            if !aligned || end > sequence.tokens.len() || !self.pool.remembers() {
+            let fits = end <= sequence.tokens.len() && sequence.may_share(end);
+            if !aligned || !fits || !self.pool.remembers() {
                 break;
             }
             let hash = sequence.hash(index, size);
@@ -298,6 +310,7 @@ impl Scheduler {
         aligned
             && !coming.is_empty()
             && (index + 1) * size <= sequence.tokens.len()
+            && sequence.may_share((index + 1) * size)
             && coming.contains(&sequence.hash(index, size))
     }
 

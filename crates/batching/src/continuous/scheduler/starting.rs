@@ -128,6 +128,9 @@ impl Scheduler {
         // The last token is fed whatever is found.
         let full = (sequence.tokens.len() - 1) / size;
         for (index, &hash) in sequence.chain.iter().enumerate().take(full) {
+            if !sequence.may_share((index + 1) * size) {
+                break;
+            }
             let tokens = &sequence.tokens[index * size..(index + 1) * size];
             let parent = found.last().map_or(Parent::Root(sequence.salt), |&block| Parent::Block(block));
             let Some(block) = self.pool.find(hash, parent, tokens) else { break };

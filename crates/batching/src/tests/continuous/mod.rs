@@ -9,6 +9,7 @@ mod order;
 mod preemption;
 mod prefix;
 mod properties;
+mod scoring;
 mod simulation;
 mod steps;
 mod world;

@@ -34,16 +34,22 @@ struct Asked {
     priority: Priority,
     client: u64,
     salt: Option<u64>,
+    scores_prompt: bool,
     timeouts: [Option<u64>; 3],
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
     let prompt = (0_u32..3, 0_usize..14, 0_usize..6);
     let output = (0_u32..12, prop_oneof![6 => Just(1_u32), 2 => 2_u32..4, 1 => Just(0)]);
-    let from = (0_usize..4, 0_u64..3, prop::option::weighted(0.2, 0_u64..2));
+    let from = (0_usize..4, 0_u64..3, prop::option::weighted(0.2, 0_u64..2), prop::bool::weighted(0.15));
     let timeout = || prop::option::weighted(0.15, 0_u64..40);
     (prompt, output, from, [timeout(), timeout(), timeout()]).prop_map(
-        |((family, common, own), (max_tokens, sequences), (priority, client, salt), timeouts)| Asked {
+        |(
+            (family, common, own),
+            (max_tokens, sequences),
+            (priority, client, salt, scores_prompt),
+            timeouts,
+        )| Asked {
             family,
             common,
             own,
@@ -52,6 +58,7 @@ fn asked() -> impl Strategy<Value = Asked> {
             priority: Priority::DESCENDING[priority],
             client,
             salt,
+            scores_prompt,
             timeouts,
         },
     )
@@ -143,6 +150,7 @@ impl World {
             priority: asked.priority,
             client: ClientId(asked.client),
             salt: asked.salt,
+            scores_prompt: asked.scores_prompt,
             deadlines: Deadlines { queue, first_token, total },
         }
     }

@@ -141,6 +141,7 @@ fn a_million_requests_all_end_once() {
             priority: Priority::DESCENDING[random.below(4) as usize],
             client: ClientId(random.below(20)),
             salt: (random.below(10) == 0).then_some(1),
+            scores_prompt: false,
             deadlines: Deadlines { total, ..Deadlines::default() },
         };
         (now, request, 1 + random.below(u64::from(max_tokens)) as u32)

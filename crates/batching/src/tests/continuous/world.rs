@@ -26,6 +26,7 @@ pub(super) fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: u32) ->
         priority: Priority::Normal,
         client: ClientId(0),
         salt: None,
+        scores_prompt: false,
         deadlines: Deadlines::default(),
     }
 }
@@ -50,6 +51,8 @@ pub(super) struct Known {
     pub(super) prompt: usize,
     pub(super) tokens: Vec<u32>,
     pub(super) max_tokens: u32,
+    /// How many of the prompt's tokens were scored; all where that is not wanted.
+    scored: usize,
     /// Positions that it has fed or shared, since it was last preempted.
     fed: usize,
 }
@@ -108,6 +111,7 @@ impl World {
             prompt: request.prompt.len(),
             tokens: request.prompt.clone(),
             max_tokens: request.max_tokens,
+            scored: if request.scores_prompt { 0 } else { request.prompt.len() },
             fed: 0,
         };
         let said = self.scheduler.submit(self.now, request);
@@ -201,6 +205,8 @@ impl World {
         prop_assert_eq!(&work.tokens, &known.tokens[start..end]);
         prop_assert_eq!(work.samples, end == known.tokens.len());
         prop_assert!(start >= known.fed, "position {} was fed before", start);
+        prop_assert!(known.scored == known.prompt || start <= known.scored, "a token is not scored");
+        prop_assert_eq!(work.scores, known.scored < known.prompt && end > known.scored);
         prop_assert_eq!(work.blocks.len(), end.div_ceil(size), "blocks for {} tokens", end);
         let truth = prefixes(&known.tokens);
         for (position, &held) in truth[..start].iter().enumerate() {
@@ -248,7 +254,7 @@ impl World {
                     None => continue,
                 };
                 if let Some(fork) = self.unborn.remove(&id) {
-                    self.live.insert(id, Known { fed, ..fork });
+                    self.live.insert(id, Known { fed, scored: fork.prompt, ..fork });
                 }
                 let Some(known) = self.live.get(&id) else { continue };
                 prop_assert!(
@@ -263,6 +269,11 @@ impl World {
         for &(id, token, _) in &tokens {
             if let Some(known) = self.live.get_mut(&id) {
                 known.tokens.push(token);
+            }
+        }
+        for work in plan.work.iter().filter(|work| work.scores) {
+            if let Some(known) = self.live.get_mut(&work.sequence) {
+                known.scored = known.scored.max(work.start as usize + work.tokens.len());
             }
         }
         let expected: BTreeSet<_> = tokens

@@ -6,6 +6,7 @@ use trustformers_batching::continuous::BlockId;
 use super::config::DecoderConfig;
 use super::error::{BackendError, LlmError};
 use crate::torch::paged::{PAGE_ALIGNMENT, Pages};
+use crate::torch::reserved;
 
 /// How large a cache is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,8 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// Allocates all of it. Zeros, as memory that holds NaN would poison sums that it has no weight in.
+    /// Allocates all of it; on a CPU it takes memory as it is used. Zeros, as memory that holds NaN would poison sums
+    /// that it has no weight in.
     pub(super) fn new(
         config: &DecoderConfig,
         size: CacheSize,
@@ -46,7 +48,10 @@ impl KvCache {
         };
         let (heads, width) = (config.kv_heads, config.head_dim);
         let layer = |_| {
-            let zeros = |shape: [i64; 4]| Tensor::f_zeros(shape, (kind, device));
+            let zeros = |shape: [i64; 4]| match device {
+                Device::Cpu => reserved::zeros(&shape, kind),
+                device => Tensor::f_zeros(shape, (kind, device)),
+            };
             Ok(Pages {
                 keys: zeros([count, heads, width, tokens])?,
                 values: zeros([count, heads, tokens, width])?,

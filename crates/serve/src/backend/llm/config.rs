@@ -12,6 +12,7 @@ use super::names::Names;
 use super::rotary::Rotary;
 use crate::torch::linear::Activation;
 use crate::torch::paged::MOST_HEAD_WIDTH;
+use crate::torch::product::{Finish, GateActivation};
 
 /// How rows are normed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +41,14 @@ pub enum Perceptron {
     Plain(Activation),
 }
 
-/// What opens a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GateActivation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x * Phi(x)`.
-    Gelu,
-    /// GELU's tanh approximation.
-    GeluTanh,
+impl Perceptron {
+    /// What becomes of the sums of its first product.
+    pub(super) const fn finish(self) -> Finish {
+        match self {
+            Self::Gated(activation) => Finish::Gated(activation),
+            Self::Plain(activation) => Finish::Plain(activation),
+        }
+    }
 }
 
 /// A decoder's attention and how it differs between layers.

@@ -4,13 +4,13 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::attention::{Means, StepAttention};
 use super::cache::KvCache;
-use super::config::{DecoderConfig, Perceptron, Positions};
+use super::config::{DecoderConfig, Positions};
 use super::error::LlmError;
 use super::loader::{LayerWeights, Loader};
-use super::norm::{Norm, gated};
+use super::norm::Norm;
+use super::projection::Projection;
 use super::step::Batch;
 use crate::backend::checkpoint::Checkpoint;
-use crate::torch::linear::{Activation, Linear};
 use crate::torch::paged::InstructionSet;
 
 /// A decoder's weights on a device.
@@ -25,18 +25,19 @@ pub(super) struct Decoder {
     positions: Option<Tensor>,
     layers: Vec<LayerWeights>,
     norm: Norm,
-    head: Linear,
+    head: Projection,
 }
 
 impl Decoder {
-    /// Reads the weights and packs those of products.
+    /// Reads the weights and packs those of products, as int8 if `quantized`.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
         device: Device,
         kind: Kind,
+        quantized: bool,
     ) -> Result<Self, LlmError> {
-        let loader = Loader::new(checkpoint, config, device, kind);
+        let loader = Loader::new(checkpoint, config, device, kind, quantized);
         let mut layers = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
             layers.push(loader.layer(index)?);
@@ -74,7 +75,7 @@ impl Decoder {
         let sampled = Tensor::f_from_slice(&batch.sampled)?.f_to_device(self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = layer.attention_norm.forward(&x, instructions)?;
-            let projections = layer.qkv.forward(&normed, Activation::None)?;
+            let projections = layer.qkv.forward(&normed, instructions)?;
             drop(normed);
             let (attention, pages) = (&self.config.layers[index], &mut cache.layers[index]);
             let (mut mixed, count) =
@@ -86,11 +87,11 @@ impl Decoder {
                 mixed = mixed.f_index_select(0, &sampled)?;
                 x = x.f_index_select(0, &sampled)?;
             }
-            x = layer.attention_output.forward_add(&mixed, &x)?;
-            x = self.perceptron(layer, &x, instructions)?;
+            x = layer.attention_output.forward_add(&mixed, &x, instructions)?;
+            x = perceptron(layer, &x, instructions)?;
         }
         let states = self.norm.forward(&x, instructions)?;
-        Ok((self.head.forward(&states, Activation::None)?.f_to_kind(Kind::Float)?, gathered))
+        Ok((self.head.forward(&states, instructions)?.f_to_kind(Kind::Float)?, gathered))
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, TchError> {
@@ -123,20 +124,10 @@ impl Decoder {
             means,
         })
     }
+}
 
-    fn perceptron(
-        &self,
-        layer: &LayerWeights,
-        x: &Tensor,
-        instructions: InstructionSet,
-    ) -> Result<Tensor, TchError> {
-        let normed = layer.perceptron_norm.forward(x, instructions)?;
-        let wide = match self.config.perceptron {
-            Perceptron::Gated(activation) => {
-                gated(&layer.up.forward(&normed, Activation::None)?, activation, instructions)?
-            }
-            Perceptron::Plain(activation) => layer.up.forward(&normed, activation)?,
-        };
-        layer.down.forward_add(&wide, x)
-    }
+fn perceptron(layer: &LayerWeights, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
+    let normed = layer.perceptron_norm.forward(x, instructions)?;
+    let wide = layer.up.forward(&normed, instructions)?;
+    layer.down.forward_add(&wide, x, instructions)
 }

@@ -6,8 +6,13 @@ use super::config::{DecoderConfig, NormKind, Perceptron, Positions};
 use super::error::LlmError;
 use super::names::QkvNames;
 use super::norm::Norm;
+use super::projection::Projection;
 use crate::backend::checkpoint::Checkpoint;
-use crate::torch::linear::Linear;
+use crate::torch::linear::Activation;
+use crate::torch::product::Finish;
+
+/// Sums as they are.
+const PLAIN: Finish = Finish::Plain(Activation::None);
 
 /// Reads weights. What it answers for a role is what the forward pass needs and not a byte more: packed copies
 /// live on, what they were made from does not.
@@ -16,6 +21,8 @@ pub(super) struct Loader<'a> {
     config: &'a DecoderConfig,
     device: Device,
     kind: Kind,
+    /// Whether weights of products become int8.
+    quantized: bool,
     prefix: &'static str,
 }
 
@@ -23,14 +30,14 @@ pub(super) struct Loader<'a> {
 pub(super) struct LayerWeights {
     pub(super) attention_norm: Norm,
     /// Queries, keys and values in one product.
-    pub(super) qkv: Linear,
+    pub(super) qkv: Projection,
     /// Of queries and keys, `[head_dim]` in `f32`.
     pub(super) head_norms: Option<(Tensor, Tensor)>,
-    pub(super) attention_output: Linear,
+    pub(super) attention_output: Projection,
     pub(super) perceptron_norm: Norm,
-    /// Gate and projection up in one product, or only that up.
-    pub(super) up: Linear,
-    pub(super) down: Linear,
+    /// Gate and projection up in one product, or only that up; with what the perceptron does between its products.
+    pub(super) up: Projection,
+    pub(super) down: Projection,
 }
 
 impl<'a> Loader<'a> {
@@ -39,9 +46,11 @@ impl<'a> Loader<'a> {
         config: &'a DecoderConfig,
         device: Device,
         kind: Kind,
+        quantized: bool,
     ) -> Self {
         let bare = checkpoint.has(&format!("{}.weight", config.names.tokens));
-        Self { checkpoint, config, device, kind, prefix: if bare { "" } else { config.names.prefix } }
+        let prefix = if bare { "" } else { config.names.prefix };
+        Self { checkpoint, config, device, kind, quantized, prefix }
     }
 
     fn full(&self, name: &str) -> String {
@@ -70,12 +79,12 @@ impl<'a> Loader<'a> {
     }
 
     /// The product that makes logits.
-    pub(super) fn head(&self) -> Result<Linear, LlmError> {
+    pub(super) fn head(&self) -> Result<Projection, LlmError> {
         let names = &self.config.names;
         let own = format!("{}.weight", names.head);
         let name = if self.config.tied { self.full(names.tokens) } else { own };
         let weight = self.checkpoint.mapped(&name, &[self.config.vocabulary, self.config.hidden])?;
-        Ok(Linear::new(self.placed(&weight)?, None)?)
+        Ok(Projection::new(self.placed(&weight)?, None, PLAIN, self.quantized)?)
     }
 
     pub(super) fn layer(&self, index: usize) -> Result<LayerWeights, LlmError> {
@@ -86,10 +95,10 @@ impl<'a> Loader<'a> {
         let qkv = match names.qkv {
             QkvNames::Split([query, key, value]) => {
                 let parts = [(name(query), queries), (name(key), keys), (name(value), keys)];
-                self.linear(&parts, hidden, config.qkv_bias)?
+                self.linear(&parts, hidden, config.qkv_bias, PLAIN)?
             }
             QkvNames::Fused(all) => {
-                self.linear(&[(name(all), queries + 2 * keys)], hidden, config.qkv_bias)?
+                self.linear(&[(name(all), queries + 2 * keys)], hidden, config.qkv_bias, PLAIN)?
             }
         };
         let head_norms = if config.head_norms {
@@ -108,10 +117,10 @@ impl<'a> Loader<'a> {
             attention_norm: self.norm(&name(names.attention_norm))?,
             qkv,
             head_norms,
-            attention_output: self.linear(&output, queries, config.output_bias)?,
+            attention_output: self.linear(&output, queries, config.output_bias, PLAIN)?,
             perceptron_norm: self.norm(&name(names.perceptron_norm))?,
-            up: self.linear(&up, hidden, config.perceptron_bias)?,
-            down: self.linear(&[(name(names.down), hidden)], wide, config.perceptron_bias)?,
+            up: self.linear(&up, hidden, config.perceptron_bias, config.perceptron.finish())?,
+            down: self.linear(&[(name(names.down), hidden)], wide, config.perceptron_bias, PLAIN)?,
         })
     }
 
@@ -139,7 +148,13 @@ impl<'a> Loader<'a> {
     }
 
     /// One product for several weights, each of so many outputs.
-    fn linear(&self, parts: &[(String, i64)], inputs: i64, biased: bool) -> Result<Linear, LlmError> {
+    fn linear(
+        &self,
+        parts: &[(String, i64)],
+        inputs: i64,
+        biased: bool,
+        finish: Finish,
+    ) -> Result<Projection, LlmError> {
         let (mut weights, mut biases) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
         for (name, outputs) in parts {
             let weight = format!("{name}.weight");
@@ -154,7 +169,7 @@ impl<'a> Loader<'a> {
             }
         }
         let bias = if biased { Some(stacked(biases)?) } else { None };
-        Ok(Linear::new(stacked(weights)?, bias)?)
+        Ok(Projection::new(stacked(weights)?, bias, finish, self.quantized)?)
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! Code map: [`config`] describes a decoder and [`families`] say how a config.json maps to that, [`rotary`] and
 //! [`names`] with them; [`generation`] and [`json`] read files, [`weights`] maps the checkpoint and [`loader`] reads
-//! it by role; [`step`] lays a step out, [`decoder`] computes it with [`attention`] and [`norm`] over [`cache`];
+//! it by role; [`step`] lays a step out, [`decoder`] computes it with [`projection`], [`attention`] and [`norm`]
+//! over [`cache`];
 //! [`runner`] is what others call.
 
 mod attention;
@@ -24,17 +25,17 @@ mod json;
 mod loader;
 mod names;
 mod norm;
+mod projection;
 mod rotary;
 mod runner;
 mod step;
 
 pub use self::attention::Means;
 pub use self::cache::CacheSize;
-pub use self::config::{
-    DecoderConfig, GateActivation, LayerAttention, NormKind, Perceptron, Positions, Settings, read,
-};
+pub use self::config::{DecoderConfig, LayerAttention, NormKind, Perceptron, Positions, Settings, read};
 pub use self::error::{BackendError, LlmError};
 pub use self::families::is_language_model;
 pub use self::generation::Generation;
 pub use self::rotary::{Rotary, Scaling};
-pub use self::runner::{LlmOptions, LoadedDecoder, Runner, load};
+pub use self::runner::{LlmOptions, LoadedDecoder, Quantization, Runner, load};
+pub use crate::torch::product::GateActivation;

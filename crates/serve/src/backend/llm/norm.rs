@@ -1,8 +1,7 @@
-//! Norms and gates: kernels of ours on the CPU, plain operators elsewhere.
+//! Norms: kernels of ours on the CPU, plain operators elsewhere.
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::config::GateActivation;
 use crate::torch::paged::{self, InstructionSet};
 
 /// A norm over rows.
@@ -35,22 +34,4 @@ pub(super) fn rms(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchEr
     let x = x.f_to_kind(Kind::Float)?;
     let mean = x.f_square()?.f_mean_dim(&[-1i64][..], true, Kind::Float)?;
     x.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?.f_mul(weight)
-}
-
-/// `activation(left half) * right half` of each row.
-pub(super) fn gated(
-    x: &Tensor,
-    activation: GateActivation,
-    instructions: InstructionSet,
-) -> Result<Tensor, TchError> {
-    if activation == GateActivation::Silu && x.device() == Device::Cpu {
-        return paged::gated_silu(x, instructions);
-    }
-    let halves = x.f_chunk(2, -1)?;
-    let opened = match activation {
-        GateActivation::Silu => halves[0].f_silu()?,
-        GateActivation::Gelu => halves[0].f_gelu("none")?,
-        GateActivation::GeluTanh => halves[0].f_gelu("tanh")?,
-    };
-    opened.f_mul(&halves[1])
 }

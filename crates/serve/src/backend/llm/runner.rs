@@ -28,8 +28,17 @@ pub struct LlmOptions {
     pub device: Device,
     /// What to compute with; by default what config.json names.
     pub dtype: Option<DType>,
+    /// What weights become when they are loaded; `None` for the type computed with.
+    pub quantization: Option<Quantization>,
     /// LibTorch's threads.
     pub threads: usize,
+}
+
+/// Smaller weights than those computed with. Embeddings, norms and biases stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// Eight bits, with a scale for each output of a product. On CPUs only.
+    Int8,
 }
 
 /// A decoder without a cache: how large that can be may depend on what the weights leave free.
@@ -63,7 +72,7 @@ pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
     }
     let _turnover = Turnover::begin();
     let _inference = InferenceMode::enter();
-    let decoder = Decoder::load(&checkpoint, &config, options.device, kind)?;
+    let decoder = Decoder::load(&checkpoint, &config, options.device, kind, options.quantization.is_some())?;
     checkpoint.forget_pages();
     Ok(LoadedDecoder { decoder, generation, threads: options.threads })
 }
@@ -148,8 +157,9 @@ impl Runner {
     }
 
     /// Copies blocks, feeds the tokens of all works at once, writes their keys and values to their blocks, and
-    /// answers the logits of the last token of each work that samples, in their order: `[works that sample,
-    /// vocabulary]` in `f32`, on the model's device.
+    /// answers logits `[rows, vocabulary]` in `f32`, on the model's device: work after work, a row for each token of
+    /// one that scores, in their order, so that the last is what is sampled if it samples too; else a row for the
+    /// last token of one that samples, and none for the others.
     ///
     /// No two works may write to one block, and none may write to what another reads.
     ///

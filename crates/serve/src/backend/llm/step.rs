@@ -71,9 +71,12 @@ impl Batch {
             self.slots.push(i64::from(blocks[position / size].0) * long(size) + long(position % size));
         }
         self.table.extend(blocks.iter().map(|block| i32::try_from(block.0).unwrap_or(i32::MAX)));
-        if work.samples {
-            self.sampled.push(long(self.tokens.len()) - 1);
-        }
+        let rows = match (work.scores, work.samples) {
+            (true, _) => work.tokens.len(),
+            (false, true) => 1,
+            (false, false) => 0,
+        };
+        self.sampled.extend(long(self.tokens.len() - rows)..long(self.tokens.len()));
         Ok(())
     }
 }

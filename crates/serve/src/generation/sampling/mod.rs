@@ -45,7 +45,7 @@ mod weights;
 pub use self::check::SamplingError;
 pub use self::likelihoods::Logprobs;
 pub use self::peaks::NotANumber;
-pub use self::sampler::{Drawn, Sampler, Scratch};
+pub use self::sampler::{Drawn, Sampler, Scratch, score};
 
 /// How the tokens of one request are drawn. The defaults change nothing: the model's own distribution.
 #[derive(Debug, Clone, PartialEq)]

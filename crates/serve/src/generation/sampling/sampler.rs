@@ -93,6 +93,19 @@ impl Sampler {
     }
 }
 
+/// How likely `token` is by a row of logits, and which `count` tokens are the likeliest.
+///
+/// # Errors
+/// A row that has no meaning.
+pub fn score(token: u32, count: u32, logits: &[f32], scratch: &mut Scratch) -> Result<Logprobs, NotANumber> {
+    let Scratch { peaks, weights, candidates, .. } = scratch;
+    peaks.scan(logits)?;
+    if peaks.greatest() == f32::NEG_INFINITY {
+        return Err(NotANumber::Nothing);
+    }
+    Ok(Likelihoods::read(logits, count, peaks, weights, candidates).of(token, logits))
+}
+
 /// Takes the steps from temperature on. `weighed`: the scratch has the weights of this very row.
 fn choose(
     sampling: &Sampling,

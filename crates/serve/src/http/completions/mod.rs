@@ -1,10 +1,15 @@
-//! OpenAI's completions: text that goes on from a prompt, whole or token by token.
+//! OpenAI's completions: text that goes on from a prompt or a conversation, whole or token by token.
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
-//! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words.
+//! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations.
 
+mod chat;
+mod chat_reply;
+mod chat_request;
 mod events;
 pub(super) mod fields;
+pub(super) mod inference;
 mod options;
 mod prompts;
 mod reply;
@@ -24,7 +29,7 @@ use trustformers_batching::continuous::Refusal;
 use self::fields::Fields;
 use self::options::Options;
 use self::prompts::Prompt;
-use self::reply::Completions;
+use self::reply::{Completions, Echo};
 use self::texts::{Ask, Texts};
 use super::body;
 use super::error::{ApiError, Code};
@@ -35,6 +40,9 @@ use crate::app::App;
 use crate::generation::Generator;
 use crate::registry::{Running, Version};
 
+pub(super) use self::chat::chats;
+pub(super) use self::chat_request::Conversation;
+pub(super) use self::prompts::encode;
 pub(super) use super::infer::parse_priority as priority;
 
 /// A request for text whose body has arrived.
@@ -67,7 +75,7 @@ pub(super) async fn completions(
     let asked = Asked::read(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
-    let result = async { complete(&app, &version, &asked, call, id.as_str()).await }.await;
+    let result = async { call.answer(&app, &version, &asked, id.as_str()).await }.await;
     counted(&version, result)
 }
 
@@ -80,6 +88,9 @@ struct Call {
     options: Options,
 }
 
+/// What OpenAI generates where `max_tokens` is not said.
+const USUAL_TOKENS: u32 = 16;
+
 impl Call {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
@@ -90,65 +101,86 @@ impl Call {
             logprobs: fields.optional("logprobs")?,
             options: Options::read(&mut fields)?,
         };
-        fields.ignore(&["suffix"]);
         fields.finish()?;
         Ok(call)
     }
+
+    async fn answer(
+        self,
+        app: &App,
+        version: &Arc<Version>,
+        asked: &Asked,
+        id: &str,
+    ) -> Result<Response, ApiError> {
+        let Self { prompts, echo, logprobs, options, .. } = self;
+        let question = Question { prompts, echo, logprobs, usual_tokens: USUAL_TOKENS, options: &options };
+        let (texts, echoed) = question.put(app, version, asked).await?;
+        let replies =
+            Completions::new(id, version.model(), texts.tokenizer(), echoed, logprobs.is_some(), &options);
+        if options.stream {
+            return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
+        }
+        Ok(replies.whole(texts).await?.into_response())
+    }
 }
 
-/// What OpenAI generates where `max_tokens` is not said.
-const USUAL_TOKENS: u32 = 16;
+/// What the engine is asked, whoever asks.
+pub(super) struct Question<'a> {
+    pub(super) prompts: Vec<Prompt>,
+    /// Whether the prompts stand before their texts.
+    pub(super) echo: bool,
+    /// How many of the likeliest tokens are named at each.
+    pub(super) logprobs: Option<u32>,
+    /// Most tokens of a text where the request does not say; never more than there is room for.
+    pub(super) usual_tokens: u32,
+    pub(super) options: &'a Options,
+}
 
-async fn complete(
-    app: &App,
-    version: &Arc<Version>,
-    asked: &Asked,
-    call: Call,
-    id: &str,
-) -> Result<Response, ApiError> {
-    let running = ready(version)?;
-    let generator = generator(version, &running)?;
-    let special = call.options.add_special_tokens.unwrap_or(true);
-    let mut prompts = Vec::with_capacity(call.prompts.len());
-    let mut echoed = Vec::new();
-    for prompt in call.prompts {
-        let text = match &prompt {
-            Prompt::Text(text) if call.echo => Some(text.clone()),
-            _ => None,
+impl Question<'_> {
+    /// Asks it. Answers when the first text has begun.
+    pub(super) async fn put(
+        self,
+        app: &App,
+        version: &Arc<Version>,
+        asked: &Asked,
+    ) -> Result<(Texts, Vec<Echo>), ApiError> {
+        let running = ready(version)?;
+        let generator = generator(version, &running)?;
+        let urgency = Urgency {
+            headers: &asked.headers,
+            priority: self.options.priority,
+            timeout_ms: self.options.timeout_ms,
+            arrived: asked.arrived,
         };
-        let ids = prompt.into_ids(app, generator, special).await?;
-        if call.echo {
-            echoed.push(match text {
-                Some(text) => text,
-                None => decode(generator, &ids)?,
-            });
+        let ask = Ask {
+            version,
+            sampling: self.options.sampling(generator, self.logprobs)?,
+            options: self.options,
+            scores_prompt: self.echo && self.logprobs.is_some(),
+            usual_tokens: self.usual_tokens,
+            terms: urgency.terms(app, version)?,
+            timed: urgency.is_timed(),
+            arrived: asked.arrived,
+        };
+        let special = self.options.add_special_tokens.unwrap_or(true);
+        let mut prompts = Vec::with_capacity(self.prompts.len());
+        let mut echoed = Vec::new();
+        for prompt in self.prompts {
+            let text = match &prompt {
+                Prompt::Text(text) if self.echo => Some(text.clone()),
+                _ => None,
+            };
+            let ids = prompt.into_ids(app, generator, special).await?;
+            if self.echo {
+                let text = text.map_or_else(|| decode(generator, &ids), Ok)?;
+                echoed.push(Echo { text, first: ids[0], scored: Vec::new() });
+            }
+            prompts.push(ids);
         }
-        prompts.push(ids);
+        let mut texts = submit(&ask, &running, prompts)?;
+        texts.begin().await?;
+        Ok((texts, echoed))
     }
-    let urgency = Urgency {
-        headers: &asked.headers,
-        priority: call.options.priority,
-        timeout_ms: call.options.timeout_ms,
-        arrived: asked.arrived,
-    };
-    let ask = Ask {
-        version,
-        sampling: call.options.sampling(generator, call.logprobs)?,
-        options: &call.options,
-        usual_tokens: USUAL_TOKENS,
-        terms: urgency.terms(app, version)?,
-        timed: urgency.is_timed(),
-        arrived: asked.arrived,
-    };
-    let mut texts = submit(&ask, &running, prompts)?;
-    texts.begin().await?;
-    let tokenizer = Arc::clone(&generator.tokenizer);
-    let replies =
-        Completions::new(id, version.model(), tokenizer, echoed, call.logprobs.is_some(), &call.options);
-    if call.options.stream {
-        return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
-    }
-    Ok(replies.whole(texts).await?.into_response())
 }
 
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {

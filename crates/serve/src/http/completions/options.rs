@@ -13,6 +13,7 @@ use crate::generation::Generator;
 use crate::generation::choice::TextOptions;
 use crate::generation::sampling::Sampling;
 use crate::http::error::ApiError;
+use crate::text::StopStrings;
 
 /// Most stop strings of a request, and the most bytes of one.
 const MOST_STOPS: usize = 64;
@@ -201,7 +202,7 @@ impl Options {
     /// What ends texts, and how they are shown.
     pub(in crate::http) fn text(&self) -> TextOptions {
         TextOptions {
-            stops: self.stops.clone().into(),
+            stops: StopStrings::new(self.stops.clone().into(), self.include_stop),
             include_stop: self.include_stop,
             min_tokens: self.min_tokens,
             skip_special: self.skip_special,

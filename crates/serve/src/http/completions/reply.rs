@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::events::{Dialect, Events};
 use super::options::Options;
 use super::texts::{Texts, Update, Usage};
-use crate::generation::choice::FinishReason;
+use crate::generation::choice::{Delta, FinishReason};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::text::Tokenizer;
@@ -22,7 +22,7 @@ pub(super) struct Completions {
     model: String,
     tokenizer: Arc<Tokenizer>,
     /// The prompts' texts, where they are to stand before the answers.
-    echoed: Vec<String>,
+    echoed: Vec<Echo>,
     /// Whether the answer has them.
     logprobs: bool,
     n: usize,
@@ -31,6 +31,15 @@ pub(super) struct Completions {
     offsets: Vec<usize>,
     /// Which texts have begun.
     begun: Vec<bool>,
+}
+
+/// A prompt that stands before its texts.
+pub(in crate::http) struct Echo {
+    pub(super) text: String,
+    /// Its first token.
+    pub(super) first: u32,
+    /// The others, where they were scored.
+    pub(super) scored: Vec<(u32, Logprobs)>,
 }
 
 #[derive(Serialize)]
@@ -44,7 +53,7 @@ struct Completion<'a, T> {
     usage: Option<Usage>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct CompletionChoice {
     index: usize,
     text: String,
@@ -57,8 +66,8 @@ struct CompletionChoice {
 #[derive(Debug, Default, Serialize)]
 struct CompletionLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
 }
 
@@ -67,7 +76,7 @@ impl Completions {
         id: &str,
         model: &str,
         tokenizer: Arc<Tokenizer>,
-        echoed: Vec<String>,
+        echoed: Vec<Echo>,
         logprobs: bool,
         options: &Options,
     ) -> Self {
@@ -91,40 +100,60 @@ impl Completions {
         Completion { id, object: "text_completion", created: self.created, model, choices, usage }
     }
 
-    /// What an update says, as a choice. `each`: texts of a prompt.
-    fn choice(&mut self, update: Update, each: usize) -> CompletionChoice {
-        let Update { index, delta } = update;
+    /// What an update says, as a choice; nothing where it is about the prompt, which comes with its texts.
+    /// `each`: texts of a prompt.
+    fn choice(&mut self, update: Update, each: usize) -> Option<CompletionChoice> {
+        let Update { index, delta, scored } = update;
+        if !scored.is_empty() {
+            self.echoed.get_mut(index / each)?.scored.extend(scored);
+            return None;
+        }
         if self.begun.len() <= index {
             self.begun.resize(index + 1, false);
             self.offsets.resize(index + 1, 0);
         }
-        let mut text = String::new();
+        let mut choice = CompletionChoice { index, ..CompletionChoice::default() };
+        let mut logprobs = CompletionLogprobs::default();
         if !std::mem::replace(&mut self.begun[index], true)
-            && let Some(prompt) = self.echoed.get(index / each)
+            && let Some(echo) = self.echoed.get(index / each)
         {
-            text.clone_from(prompt);
-            self.offsets[index] = prompt.chars().count();
+            choice.text.clone_from(&echo.text);
+            if self.logprobs {
+                self.add_prompt(echo, &mut logprobs);
+            }
+            self.offsets[index] = echo.text.chars().count();
         }
-        let logprobs = delta
-            .logprobs
-            .filter(|_| self.logprobs)
-            .map(|(token, logprobs)| self.logprobs(token, &logprobs, self.offsets[index]));
+        if let Some((token, of)) = delta.logprobs.filter(|_| self.logprobs) {
+            self.add(token, Some(&of), self.offsets[index], &mut logprobs);
+        }
         self.offsets[index] += delta.text.chars().count();
-        text += &delta.text;
-        let finish_reason = delta.finish.as_ref().map(FinishReason::name);
-        let stop_reason = delta.finish.as_ref().and_then(stop_reason);
-        CompletionChoice { index, text, logprobs, finish_reason, stop_reason }
+        choice.text += &delta.text;
+        choice.finish_reason = delta.finish.as_ref().map(FinishReason::name);
+        choice.stop_reason = delta.finish.as_ref().and_then(stop_reason);
+        choice.logprobs = Some(logprobs).filter(|logprobs| !logprobs.tokens.is_empty());
+        Some(choice)
     }
 
-    fn logprobs(&self, token: u32, logprobs: &Logprobs, offset: usize) -> CompletionLogprobs {
-        let text = |id: u32| String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned();
-        let top = logprobs.top.iter().map(|&(id, logprob)| (text(id), json!(logprob)));
-        CompletionLogprobs {
-            tokens: vec![text(token)],
-            token_logprobs: vec![logprobs.logprob],
-            top_logprobs: vec![top.collect()],
-            text_offset: vec![offset],
+    /// The tokens of a prompt. Nothing says how likely the first was.
+    fn add_prompt(&self, echo: &Echo, to: &mut CompletionLogprobs) {
+        let mut offset = 0;
+        let first = std::iter::once((echo.first, None));
+        let others = echo.scored.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
+        for (token, logprobs) in first.chain(others) {
+            self.add(token, logprobs, offset, to);
+            offset += to.tokens.last().map_or(0, |token| token.chars().count());
         }
+    }
+
+    fn add(&self, token: u32, logprobs: Option<&Logprobs>, offset: usize, to: &mut CompletionLogprobs) {
+        let text = |id: u32| String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned();
+        to.tokens.push(text(token));
+        to.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob));
+        let top = |logprobs: &Logprobs| {
+            logprobs.top.iter().map(|&(id, logprob)| (text(id), json!(logprob))).collect()
+        };
+        to.top_logprobs.push(logprobs.map(top));
+        to.text_offset.push(offset);
     }
 
     /// The reply when all texts have ended.
@@ -132,7 +161,7 @@ impl Completions {
         let each = texts.each();
         let mut whole: Vec<Option<CompletionChoice>> = Vec::new();
         while let Some(update) = texts.next().await {
-            let part = self.choice(update?, each);
+            let Some(part) = self.choice(update?, each) else { continue };
             if whole.len() <= part.index {
                 whole.resize_with(part.index + 1, || None);
             }
@@ -177,11 +206,13 @@ pub(super) fn stop_reason(finish: &FinishReason) -> Option<Value> {
 impl Dialect for Completions {
     fn update(&mut self, update: Update, events: &mut Events) {
         // Nothing has become certain, and nobody asked for the token itself.
-        if update.delta == Default::default() && self.begun.get(update.index).is_some_and(|begun| *begun) {
+        let nothing = update.delta == Delta::default() && update.scored.is_empty();
+        if nothing && self.begun.get(update.index).is_some_and(|begun| *begun) {
             return;
         }
-        let choice = self.choice(update, self.n);
-        events.push(&self.completion(vec![choice], None));
+        if let Some(choice) = self.choice(update, self.n) {
+            events.push(&self.completion(vec![choice], None));
+        }
     }
 
     fn end(&mut self, usage: Usage, events: &mut Events) {

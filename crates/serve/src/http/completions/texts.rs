@@ -14,16 +14,19 @@ use crate::generation::Generator;
 use crate::generation::choice::{Choice, Delta};
 use crate::generation::engine::Generating;
 use crate::generation::request::{Finish, GenerationEvent, GenerationRequest, Refused};
-use crate::generation::sampling::Sampling;
+use crate::generation::sampling::{Logprobs, Sampling};
 use crate::http::error::{ApiError, Code};
 use crate::http::infer::already_counted;
 use crate::registry::{Running, Terms, Version};
+use crate::text::Tokenizer;
 
 /// What a request asks of the engine, for each of its prompts.
 pub(in crate::http) struct Ask<'a> {
     pub(in crate::http) version: &'a Arc<Version>,
     pub(in crate::http) options: &'a Options,
     pub(in crate::http) sampling: Sampling,
+    /// Whether the prompts' tokens are scored as well.
+    pub(in crate::http) scores_prompt: bool,
     /// Most tokens of a text, where the request does not say; never more than the context has room for.
     pub(in crate::http) usual_tokens: u32,
     pub(in crate::http) terms: Terms,
@@ -41,6 +44,7 @@ pub(in crate::http) struct Texts {
     named_stops: Vec<u32>,
     /// Read ahead, so that an error before the first token has a status of its own.
     first: Option<Result<Update, ApiError>>,
+    tokenizer: Arc<Tokenizer>,
     version: Arc<Version>,
     arrived: Instant,
     /// Keeps the model until the texts have ended.
@@ -50,7 +54,7 @@ pub(in crate::http) struct Texts {
 struct Prompted {
     generating: Generating,
     choices: Vec<Choice>,
-    prompt_tokens: usize,
+    prompt: Vec<u32>,
     /// Whether it was counted as answered or failed.
     counted: bool,
 }
@@ -61,6 +65,8 @@ pub(in crate::http) struct Update {
     /// Its place among all texts of the request, those of the first prompt first.
     pub(in crate::http) index: usize,
     pub(in crate::http) delta: Delta,
+    /// Tokens of the prompt and how likely they were; comes before the text, and of its first text alone.
+    pub(in crate::http) scored: Vec<(u32, Logprobs)>,
 }
 
 /// Tokens of a request.
@@ -94,8 +100,7 @@ impl Texts {
             let choices = (0..ask.options.best_of)
                 .map(|_| Choice::new(&generator.tokenizer, prompt, text.clone()))
                 .collect();
-            let prompt_tokens = prompt.len();
-            let room = (generator.context as usize).saturating_sub(prompt_tokens).max(1);
+            let room = (generator.context as usize).saturating_sub(prompt.len()).max(1);
             let usual = ask.usual_tokens.min(u32::try_from(room).unwrap_or(u32::MAX));
             let request = GenerationRequest {
                 prompt: prompt.clone(),
@@ -106,17 +111,19 @@ impl Texts {
                 priority: ask.terms.priority,
                 client: ask.terms.client,
                 salt: ask.options.salt,
+                scores_prompt: ask.scores_prompt,
                 first_token: (!ask.timed).then_some(deadline),
                 deadline: ask.timed.then_some(deadline),
             };
             let generating = generator.engine.submit(request)?;
-            submitted.push(Prompted { generating, choices, prompt_tokens, counted: false });
+            submitted.push(Prompted { generating, choices, prompt: prompt.clone(), counted: false });
         }
         Ok(Self {
             prompts: submitted,
             each: ask.options.best_of as usize,
             named_stops: stop_tokens.iter().copied().filter(|&token| ask.options.names(token)).collect(),
             first: None,
+            tokenizer: Arc::clone(&generator.tokenizer),
             version: Arc::clone(ask.version),
             arrived: ask.arrived,
             _running: Arc::clone(running),
@@ -163,9 +170,9 @@ impl Texts {
                     }
                     Poll::Ready(Some(event)) => match prompted.take_in(event, &self.named_stops) {
                         Ok(None) => {}
-                        Ok(Some((choice, delta))) => {
-                            let index = place * self.each + choice;
-                            return Poll::Ready(Some(Ok(Update { index, delta })));
+                        Ok(Some(mut update)) => {
+                            update.index += place * self.each;
+                            return Poll::Ready(Some(Ok(update)));
                         }
                         Err(error) => {
                             prompted.counted = true;
@@ -179,6 +186,11 @@ impl Texts {
         if all_ended { Poll::Ready(None) } else { Poll::Pending }
     }
 
+    /// What makes texts of their tokens.
+    pub(in crate::http) fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
     /// Texts of each prompt.
     pub(in crate::http) fn each(&self) -> usize {
         self.each
@@ -186,7 +198,7 @@ impl Texts {
 
     /// Tokens so far.
     pub(in crate::http) fn usage(&self) -> Usage {
-        let prompt_tokens = self.prompts.iter().map(|prompted| prompted.prompt_tokens).sum();
+        let prompt_tokens = self.prompts.iter().map(|prompted| prompted.prompt.len()).sum();
         let choices = self.prompts.iter().flat_map(|prompted| &prompted.choices);
         let completion_tokens = choices.map(|choice| choice.tokens() as usize).sum();
         let cached = self.prompts.iter().map(|prompted| prompted.generating.cached_tokens() as usize);
@@ -223,19 +235,21 @@ impl Drop for Texts {
 
 impl Prompted {
     /// What an event says of which text; nothing of one that has ended.
-    fn take_in(
-        &mut self,
-        event: GenerationEvent,
-        named_stops: &[u32],
-    ) -> Result<Option<(usize, Delta)>, ApiError> {
+    fn take_in(&mut self, event: GenerationEvent, named_stops: &[u32]) -> Result<Option<Update>, ApiError> {
         let index = match &event {
             GenerationEvent::Token { choice, .. } | GenerationEvent::Ended { choice, .. } => *choice as usize,
+            GenerationEvent::Scored { .. } => 0,
         };
         let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.has_ended()) else {
             return Ok(None);
         };
         let failed = |error: crate::text::TextError| ApiError::new(Code::ModelFailed, error.to_string());
         let delta = match event {
+            GenerationEvent::Scored { position, logprobs } => {
+                let tokens = self.prompt[position as usize..].iter().copied();
+                let scored = tokens.zip(logprobs).collect();
+                return Ok(Some(Update { index, delta: Delta::default(), scored }));
+            }
             GenerationEvent::Token { token, stops, logprobs, .. } => {
                 let named = named_stops.contains(&token);
                 let delta = choice.token(token, stops, named, logprobs).map_err(failed)?;
@@ -254,7 +268,7 @@ impl Prompted {
                 return Err(ApiError::new(Code::ShuttingDown, "the model was taken away"));
             }
         };
-        Ok(Some((index, delta)))
+        Ok(Some(Update { index, delta, scored: Vec::new() }))
     }
 }
 

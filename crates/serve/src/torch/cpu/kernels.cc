@@ -20,11 +20,17 @@ struct Half {
   uint16_t bits;
 };
 
+struct Int8 {
+  int8_t bits;
+};
+
 namespace portable {
 #define TFS_LANES 4
 #include "vector.inl"
 #include "attention.inl"
 #include "rows.inl"
+#include "product.inl"
+#include "table.inl"
 #undef TFS_LANES
 }  // namespace portable
 
@@ -40,6 +46,8 @@ namespace avx2 {
 #include "vector.inl"
 #include "attention.inl"
 #include "rows.inl"
+#include "product.inl"
+#include "table.inl"
 #undef TFS_LANES
 }  // namespace avx2
 #pragma GCC pop_options
@@ -51,8 +59,24 @@ namespace avx512 {
 #include "vector.inl"
 #include "attention.inl"
 #include "rows.inl"
+#include "product.inl"
+#include "table.inl"
 #undef TFS_LANES
 }  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
+namespace avx512_dot {
+#define TFS_LANES 16
+#include "vector.inl"
+#include "attention.inl"
+#include "rows.inl"
+#include "product.inl"
+#include "product_dot.inl"
+#include "table.inl"
+#undef TFS_LANES
+}  // namespace avx512_dot
 #pragma GCC pop_options
 #endif
 
@@ -63,7 +87,8 @@ int best_instruction_set() {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return wide ? 2 : 1;
+    if (!wide) return 1;
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   }();
   return best;
 #else
@@ -71,10 +96,20 @@ int best_instruction_set() {
 #endif
 }
 
+bool has_matrix_units() {
+#ifdef TFS_HAS_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels(int instruction_set) {
 #ifdef TFS_HAS_X86
   const int best = best_instruction_set();
   switch (instruction_set < best ? instruction_set : best) {
+    case 3: return avx512_dot::kKernels;
     case 2: return avx512::kKernels;
     case 1: return avx2::kKernels;
     default: break;

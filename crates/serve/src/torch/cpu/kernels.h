@@ -77,13 +77,39 @@ struct NormTask {
   int64_t to;
 };
 
-// Rows of silu(left half) * right half.
-struct GateTask {
-  const void* x;  // [rows, 2 * width]
-  void* out;      // [rows, width]
-  int64_t width;
+// Outputs whose weights lie together: a panel is [words, kPanelOutputs] words of four bytes, each with as many
+// neighbouring inputs as fit one. After those of int8: scales [kPanelOutputs] in f32, and sums of weights in int32.
+constexpr int64_t kPanelOutputs = 32;
+
+// Bytes between rows of operands. No power of two, as rows a power of two apart would share few places in a cache;
+// with room for a row's scale.
+constexpr int64_t operand_stride(int64_t inputs) { return (inputs * 4 + 63) / 64 * 64 + 64; }
+
+// Rows of x as a product's kernel wants them.
+struct OperandTask {
+  const void* x;  // [rows, inputs]
+  int64_t inputs;
+  char* out;      // row r at out + r * operand_stride(inputs)
   int64_t from;
   int64_t to;
+};
+
+enum Activation { kNone = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kSilu = 4 };
+
+// Some rows times one panel of weights, and what is done to each sum.
+struct ProductTask {
+  const char* operands;  // of the first row
+  int64_t rows;
+  int64_t inputs;
+  const void* panel;
+  const float* bias;     // [columns], null for none; of the other half too, where gated
+  const float* gated_bias;
+  Activation activation;
+  bool gated;            // out = activation(first half of the panel) * second half
+  const void* residual;  // as out, added to it; null for none
+  void* out;             // [rows, columns], rows `stride` apart
+  int64_t stride;
+  int64_t columns;
 };
 
 enum Element { kFloat = 0, kBFloat16 = 1, kHalf = 2 };
@@ -93,11 +119,16 @@ struct Kernels {
   void (*attend[3])(const AttentionTask&);
   void (*project[3])(const ProjectionTask&);
   void (*normalize[3])(const NormTask&);
-  void (*gate[3])(const GateTask&);
+  // Weights of the element type, and int8 ones.
+  void (*prepare[2][3])(const OperandTask&);
+  void (*multiply[2][3])(const ProductTask&);
 };
 
-// 0 portable, 1 AVX2, 2 AVX-512: the best that this CPU has.
+// 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with products of bf16 and of int8: the best that this CPU has.
 int best_instruction_set();
+
+// Whether this CPU has matrix units, which these kernels know nothing of.
+bool has_matrix_units();
 
 // Those for the instruction set asked for, or for the best this CPU has where that is less.
 const Kernels& kernels(int instruction_set);

@@ -1,5 +1,4 @@
-// What is done row by row between products: norms, rotary positions, gates; and where an instruction set's kernels
-// are found.
+// What is done row by row between products: norms and rotary positions.
 
 // The factor that brings the root mean square of x to 1.
 template <class E>
@@ -27,21 +26,6 @@ static void normalize(const NormTask& task) {
   for (int64_t row = task.from; row < task.to; ++row) {
     const int64_t at = row * task.width;
     normalize_row((const E*)task.x + at, task.weight, (E*)task.out + at, task.width, task.eps);
-  }
-}
-
-template <class E>
-static void gate(const GateTask& task) {
-  for (int64_t row = task.from; row < task.to; ++row) {
-    const E* left = (const E*)task.x + row * 2 * task.width;
-    const E* right = left + task.width;
-    E* out = (E*)task.out + row * task.width;
-    for (int64_t at = 0; at < task.width; at += kLanes) {
-      const int64_t count = task.width - at;
-      const Vector x = load_upto(left + at, count);
-      const Vector opened = x / (splat(1.0f) + exponential(-x));
-      store_upto(out + at, opened * load_upto(right + at, count), count);
-    }
   }
 }
 
@@ -100,10 +84,3 @@ static void project(const ProjectionTask& task) {
     }
   }
 }
-
-static const Kernels kKernels = {
-    {attend<float>, attend<BFloat16>, attend<Half>},
-    {project<float>, project<BFloat16>, project<Half>},
-    {normalize<float>, normalize<BFloat16>, normalize<Half>},
-    {gate<float>, gate<BFloat16>, gate<Half>},
-};

@@ -33,14 +33,16 @@ static inline Bits load_shorts(const void* from) {
 
 static inline Vector load(const BFloat16* from) { return (Vector)(load_shorts(from) << 16); }
 
-static inline Vector load(const Half* from) {
-  const Bits bits = load_shorts(from);
+// Of the lower half of each lane.
+static inline Vector from_half(Bits bits) {
   const Bits magnitude = (bits & 0x7fff) << 13;
   // The exponent's bias differs by 112; subnormals come right by the same product.
   const Bits scaled = (Bits)((Vector)magnitude * splat(0x1p112f));
   const Bits infinite = (Bits)(magnitude >= 0x0f800000u);
   return (Vector)(scaled | (infinite & 0x7f800000u) | ((bits & 0x8000) << 16));
 }
+
+static inline Vector load(const Half* from) { return from_half(load_shorts(from)); }
 
 static inline void store(float* to, Vector vector) { memcpy(to, &vector, sizeof vector); }
 

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use super::config::{DecoderConfig, GateActivation, LayerAttention};
+use super::config::{DecoderConfig, LayerAttention};
 use super::error::LlmError;
 use super::json::Json;
+use crate::torch::product::GateActivation;
 
 mod gpt2;
 mod llama;

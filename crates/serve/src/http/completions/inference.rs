@@ -1,0 +1,92 @@
+//! `/v1/inference/stream`: text as it grows, in the server's own words.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::events::{Dialect, Events};
+use super::fields::Fields;
+use super::options::Options;
+use super::prompts::Prompt;
+use super::reply::stop_reason;
+use super::texts::{Update, Usage};
+use super::{Asked, Question, generating_model};
+use crate::app::App;
+use crate::generation::choice::{Delta, FinishReason};
+use crate::http::error::{ApiError, ErrorStyle};
+use crate::http::infer::counted;
+use crate::http::request_id::RequestId;
+
+/// What of a text a model generates where `max_tokens` is not said: all that the context has room for.
+const USUAL_TOKENS: u32 = u32::MAX;
+
+/// `POST /v1/inference/stream`
+pub(in crate::http) async fn stream(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, request).await?;
+    let mut fields = Fields::parse(&asked.body)?;
+    let model: Option<String> = fields.optional("model")?;
+    let prompts = Prompt::read(fields.value("prompt"))?;
+    let parameters = fields.value("parameters").unwrap_or_else(|| Value::Object(Map::new()));
+    fields.finish()?;
+    let mut parameters = Fields::of("parameters", parameters)?;
+    let options = Options::read(&mut parameters)?;
+    parameters.finish()?;
+    let version = generating_model(&app, model.as_deref())?;
+    let result = async {
+        let question =
+            Question { prompts, echo: false, logprobs: None, usual_tokens: USUAL_TOKENS, options: &options };
+        let (texts, _) = question.put(&app, &version, &asked).await?;
+        Ok(super::events::stream(texts, Own, id.as_str().to_owned(), app.in_flight.enter()))
+    };
+    counted(&version, result.await)
+}
+
+/// The server's own words.
+struct Own;
+
+#[derive(Serialize)]
+struct Piece {
+    text: String,
+    index: usize,
+}
+
+#[derive(Serialize)]
+struct End {
+    finish_reason: &'static str,
+    stop_reason: Option<Value>,
+    index: usize,
+}
+
+#[derive(Serialize)]
+struct Total {
+    usage: Usage,
+}
+
+impl Dialect for Own {
+    fn update(&mut self, update: Update, events: &mut Events) {
+        let Update { index, delta: Delta { text, finish, .. }, .. } = update;
+        if !text.is_empty() {
+            events.push(&Piece { text, index });
+        }
+        if let Some(finish) = finish {
+            let finish_reason = FinishReason::name(&finish);
+            events.push(&End { finish_reason, stop_reason: stop_reason(&finish), index });
+        }
+    }
+
+    fn end(&mut self, usage: Usage, events: &mut Events) {
+        events.push(&Total { usage });
+    }
+
+    fn error_style(&self) -> ErrorStyle {
+        ErrorStyle::Own
+    }
+}

@@ -1,0 +1,160 @@
+//! Linear layers of decoders on the CPU: weights packed for kernels of ours, which read them at the speed of memory
+//! for few rows and multiply at that of the registers for many.
+
+use std::ffi::{c_char, c_int};
+use std::ptr;
+
+use tch::{Device, Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+use super::guard::tensor_or_error;
+use super::linear::Activation;
+use super::paged::InstructionSet;
+
+unsafe extern "C" {
+    fn tfs_product_has_matrix_units() -> bool;
+    fn tfs_product_pack(
+        weight: *const C_tensor,
+        gated: bool,
+        quantized: bool,
+        error: *mut c_char,
+        capacity: usize,
+    ) -> *mut C_tensor;
+    fn tfs_product_run(
+        x: *const C_tensor,
+        packed: *const C_tensor,
+        bias: *const C_tensor,
+        residual: *const C_tensor,
+        outputs: i64,
+        gated: bool,
+        quantized: bool,
+        activation: c_int,
+        instruction_set: c_int,
+        error: *mut c_char,
+        capacity: usize,
+    ) -> *mut C_tensor;
+}
+
+/// The most inputs whose products with int8 weights can be summed in 32 bits.
+const MOST_QUANTIZED_INPUTS: i64 = 65_536;
+
+/// What becomes of a layer's sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// `activation(x W^T + b)`.
+    Plain(Activation),
+    /// `activation(left half) * right half` of `x W^T + b`.
+    Gated(GateActivation),
+}
+
+/// What opens a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateActivation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Phi(x)`.
+    Gelu,
+    /// GELU's tanh approximation.
+    GeluTanh,
+}
+
+impl Finish {
+    const fn gated(self) -> bool {
+        matches!(self, Self::Gated(_))
+    }
+
+    const fn code(self) -> c_int {
+        match self {
+            Self::Plain(Activation::None) => 0,
+            Self::Plain(Activation::Gelu) | Self::Gated(GateActivation::Gelu) => 1,
+            Self::Plain(Activation::GeluTanh) | Self::Gated(GateActivation::GeluTanh) => 2,
+            Self::Plain(Activation::Relu) => 3,
+            Self::Gated(GateActivation::Silu) => 4,
+        }
+    }
+}
+
+/// A linear layer, with what is done to its sums.
+#[derive(Debug)]
+pub struct Product {
+    packed: Tensor,
+    /// In `f32`.
+    bias: Option<Tensor>,
+    outputs: i64,
+    quantized: bool,
+    finish: Finish,
+}
+
+impl Product {
+    /// Whether a weight is better multiplied here than by LibTorch: on a CPU without matrix units, where its inputs
+    /// fill words of four bytes.
+    pub fn suits(weight: &Tensor, quantized: bool) -> bool {
+        let inputs = weight.size().last().copied().unwrap_or(0);
+        if weight.device() != Device::Cpu {
+            return false;
+        }
+        if quantized {
+            return inputs % 4 == 0 && inputs <= MOST_QUANTIZED_INPUTS;
+        }
+        let bytes = i64::try_from(weight.kind().elt_size_in_bytes()).unwrap_or(0);
+        // SAFETY: asks the CPU, and takes no pointer.
+        let rivalled = weight.kind() == Kind::BFloat16 && unsafe { tfs_product_has_matrix_units() };
+        inputs * bytes % 4 == 0 && !rivalled
+    }
+
+    /// Packs `weight` `[outputs, inputs]` of `f32`, `bf16` or `f16`; where gated, the gate's outputs come first. With
+    /// `quantized`, each output's weights become int8 with a scale of their own. `bias` is `[outputs]`.
+    ///
+    /// # Errors
+    /// When the weight does not suit.
+    pub fn new(
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        finish: Finish,
+        quantized: bool,
+    ) -> Result<Self, TchError> {
+        let weight = weight.f_contiguous()?;
+        // SAFETY: `weight` outlives the call, which checks it and answers a new tensor.
+        let packed = unsafe {
+            tensor_or_error(|error, capacity| {
+                tfs_product_pack(weight.as_ptr(), finish.gated(), quantized, error, capacity)
+            })
+        }?;
+        let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)?.f_contiguous()).transpose()?;
+        let outputs = weight.size()[0] / if finish.gated() { 2 } else { 1 };
+        Ok(Self { packed, bias, outputs, quantized, finish })
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`, in the type of `x`, which must be that of the weights unless those are
+    /// quantised. `residual`, as large as the result, is added to it.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit each other.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        instruction_set: InstructionSet,
+    ) -> Result<Tensor, TchError> {
+        let or_null = |tensor: Option<&Tensor>| tensor.map_or(ptr::null(), Tensor::as_ptr);
+        // SAFETY: the tensors outlive the call, which checks them, accepts no bias and no residual, and answers a
+        // new tensor.
+        unsafe {
+            tensor_or_error(|error, capacity| {
+                tfs_product_run(
+                    x.as_ptr(),
+                    self.packed.as_ptr(),
+                    or_null(self.bias.as_ref()),
+                    or_null(residual),
+                    self.outputs,
+                    self.finish.gated(),
+                    self.quantized,
+                    self.finish.code(),
+                    instruction_set.code(),
+                    error,
+                    capacity,
+                )
+            })
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Every key of `[batching.continuous]` and those of models that generate text, with two values.
+
+use std::fmt::Debug;
+
+use serde_json::{Value, json};
+
+use crate::completions::{COMPLETIONS, TINYLM, with};
+use crate::harness::{Running, start, start_settled};
+use crate::keys::{Case, two_values_for_all_and_one_of, two_values_of};
+
+fn two_values_for_all_and_one<T: PartialEq + Debug + Clone>(
+    key: &str,
+    first: Case<'_, T>,
+    second: Case<'_, T>,
+    observe: impl Fn(&str) -> T,
+) {
+    two_values_for_all_and_one_of("tinylm", key, first, second, observe);
+}
+
+/// Serves the built-in language model with `line`, which may say how large its cache is.
+fn serve(line: &str) -> Running {
+    let model = if line.contains("kv_cache_memory") { "models.tinylm.warmup = 1\n" } else { TINYLM };
+    start(&format!("{line}{model}"))
+}
+
+/// A prompt of so many tokens.
+fn prompt(tokens: u32) -> Value {
+    let ids: Vec<u32> = (0..tokens).map(|index| 4 + index % 800).collect();
+    json!({ "prompt": ids, "max_tokens": 1, "temperature": 0, "ignore_eos": true })
+}
+
+/// Tokens of a repeated prompt of 100 that need not be computed again.
+fn cached_of_100(line: &str) -> u64 {
+    let running = serve(line);
+    running.post(COMPLETIONS, &prompt(100)).ok();
+    let again = running.post(COMPLETIONS, &prompt(100)).ok();
+    again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+}
+
+/// Blocks of the cache.
+fn blocks(line: &str) -> u64 {
+    serve(line).stats("tinylm")["generation"]["limits"]["blocks"].as_u64().unwrap()
+}
+
+/// The most tokens of a prompt of 64 in one step, while another text is generated.
+fn most_prompt_tokens_beside_a_text(line: &str) -> u64 {
+    let running = serve(line);
+    let long = with(&prompt(4), json!({ "max_tokens": 2000, "stream": true }));
+    let mut text = running.post_later(COMPLETIONS, &long);
+    // Steps have to be known before a target for them counts.
+    (0..30).for_each(|_| drop(text.read_until("data: ")));
+    running.post(COMPLETIONS, &prompt(64)).ok();
+    let trace = running.get("/admin/trace").ok();
+    let steps = trace["traceEvents"].as_array().unwrap().iter();
+    let beside = steps.filter(|event| event["ph"] == "X" && event["args"]["decodes"] == 1);
+    beside.map(|event| event["args"]["prompt_tokens"].as_u64().unwrap()).max().unwrap()
+}
+
+#[test]
+fn block_size() {
+    two_values_for_all_and_one("continuous.block_size", ("16", 96), ("64", 64), cached_of_100);
+}
+
+#[test]
+fn prefix_caching() {
+    two_values_for_all_and_one("continuous.prefix_caching", ("true", 96), ("false", 0), cached_of_100);
+}
+
+#[test]
+fn kv_cache_memory() {
+    // A token's keys and values: 5 layers of 2 x 2 heads x 32 elements of 2 bytes.
+    let block = 16 * 5 * 2 * 2 * 32 * 2;
+    two_values_for_all_and_one(
+        "continuous.kv_cache_memory",
+        ("'1MB'", 1_000_000 / block),
+        ("'2MB'", 2_000_000 / block),
+        blocks,
+    );
+}
+
+#[test]
+fn max_sequences() {
+    two_values_for_all_and_one("continuous.max_sequences", ("2", 400), ("3", 200), |line| {
+        serve(line).post(COMPLETIONS, &with(&prompt(4), json!({ "n": 3 }))).status
+    });
+}
+
+#[test]
+fn max_step_tokens() {
+    two_values_for_all_and_one("continuous.max_step_tokens", ("64", 1), ("32", 2), |line| {
+        let running = serve(&format!("{line}models.tinylm.batching.continuous.max_sequences = 2\n"));
+        running.post(COMPLETIONS, &prompt(64)).ok();
+        running.stats("tinylm")["generation"]["steps"].as_u64().unwrap()
+    });
+}
+
+#[test]
+fn prefill_chunk() {
+    two_values_for_all_and_one(
+        "continuous.prefill_chunk",
+        ("16", 16),
+        ("64", 64),
+        most_prompt_tokens_beside_a_text,
+    );
+}
+
+#[test]
+fn inter_token_target() {
+    two_values_for_all_and_one("continuous.inter_token_target", ("'1us'", true), ("'1h'", false), |line| {
+        most_prompt_tokens_beside_a_text(line) < 64
+    });
+}
+
+#[test]
+fn preemption() {
+    two_values_for_all_and_one("continuous.preemption", ("true", true), ("false", false), |line| {
+        let running = serve(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '300KB'\n"));
+        let long = with(&prompt(4), json!({ "max_tokens": 90 }));
+        let texts: Vec<_> = (0..12).map(|_| running.post_later(COMPLETIONS, &long)).collect();
+        for mut text in texts {
+            assert_eq!(text.reply().ok()["usage"]["completion_tokens"], 90);
+        }
+        running.metric("trustformers_preemptions_total{model=\"tinylm\",version=\"1\"}") > 0.0
+    });
+}
+
+#[test]
+fn dtype() {
+    two_values_of("tinylm", "models.NAME.dtype", ("'f32'", 48), ("'bf16'", 97), |line| {
+        let running = start(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '1MB'\n"));
+        running.stats("tinylm")["generation"]["limits"]["blocks"].as_u64().unwrap()
+    });
+}
+
+#[test]
+fn quantization() {
+    two_values_of("tinylm", "models.NAME.quantization", ("'none'", true), ("'int8'", false), |line| {
+        let logprobs = |line: &str| {
+            let reply = serve(line).post(COMPLETIONS, &with(&prompt(9), json!({ "logprobs": 0 }))).ok();
+            reply["choices"][0]["logprobs"]["token_logprobs"][0].as_f64().unwrap()
+        };
+        (logprobs(line) - logprobs("")).abs() < 1e-6
+    });
+}
+
+#[test]
+fn what_a_model_that_generates_text_would_ignore_fails_its_load() {
+    for (line, says) in [
+        ("models.tinylm.batching.mode = 'fixed'", "batching.mode = \"continuous\" does"),
+        ("models.tinylm.instances = 2", "`instances` is for other models"),
+        ("models.tinylm.max_length = 4096", "max_length is 4096; the model's context is 2 to 2048 tokens"),
+        (
+            "models.tinylm.batching.continuous.kv_cache_memory = '1KB'",
+            "a KV cache of 1000 bytes holds nothing",
+        ),
+        ("models.minilm.batching.mode = 'continuous'", "is for models that generate text"),
+    ] {
+        let running = start_settled(&format!("{line}\n"));
+        let versions = running.server.app().registry.versions().next().unwrap().state();
+        assert!(versions.to_string().contains(says), "{line}: {versions}");
+    }
+}

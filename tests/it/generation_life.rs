@@ -1,0 +1,87 @@
+//! Texts while their model comes and goes: stopped servers, unloaded and reloaded models.
+
+use serde_json::{Value, json};
+
+use crate::client::Connection;
+use crate::completions::{COMPLETIONS, TINYLM, events, used_blocks, with};
+use crate::harness::{Running, start, threads_named};
+
+fn endless(tokens: u32) -> Value {
+    json!({ "prompt": "The old sailor", "max_tokens": tokens, "temperature": 0, "ignore_eos": true })
+}
+
+/// A stream of which something has come.
+fn begun(running: &Running, tokens: u32) -> Connection {
+    let mut connection = running.post_later(COMPLETIONS, &with(&endless(tokens), json!({ "stream": true })));
+    connection.read_until("data: ");
+    connection
+}
+
+/// What is left of a stream: its text's end, or its error's code.
+fn outcome(connection: &mut Connection) -> String {
+    let rest = connection.read_until("data: [DONE]\n\n");
+    let events = rest.split("\n\n").filter_map(|event| event.split_once('{'));
+    let events = events.filter_map(|(_, event)| serde_json::from_str::<Value>(&format!("{{{event}")).ok());
+    let end = |event: Value| {
+        let error = event["error"]["code"].as_str().map(str::to_owned);
+        error.or_else(|| event["choices"][0]["finish_reason"].as_str().map(str::to_owned))
+    };
+    events.filter_map(end).last().expect("an end")
+}
+
+#[test]
+fn a_stopping_server_lets_streams_end() {
+    let running = start(TINYLM);
+    let mut text = begun(&running, 600);
+    running.server.stop();
+    assert_eq!(outcome(&mut text), "length");
+    assert_eq!(threads_named("tinylm"), 0);
+}
+
+#[test]
+fn a_stream_that_is_cut_off_says_so() {
+    let running = start(&format!("server.shutdown_timeout = '50ms'\n{TINYLM}"));
+    let mut text = begun(&running, 2000);
+    running.server.stop();
+    assert_eq!(outcome(&mut text), "shutting_down");
+}
+
+#[test]
+fn an_unloaded_model_ends_its_texts_first() {
+    let running = start(TINYLM);
+    let mut text = begun(&running, 600);
+    running.post("/models/tinylm/unload", &json!(null)).ok();
+    assert_eq!(outcome(&mut text), "length");
+    let reply = running.post(COMPLETIONS, &with(&endless(1), json!({ "model": "tinylm" })));
+    assert_eq!((reply.status, reply.code().as_str()), (503, "model_not_ready"));
+    assert_eq!(threads_named("tinylm"), 0);
+    running.post("/models/tinylm/load", &json!(null)).ok();
+    assert_eq!(running.post(COMPLETIONS, &endless(1)).status, 200);
+}
+
+#[test]
+fn a_reload_loses_no_text() {
+    let running = start(TINYLM);
+    let mut texts: Vec<_> = (0..4).map(|_| begun(&running, 300)).collect();
+    let mut reload = running.post_later("/models/tinylm/load", &json!(null));
+    let during: Vec<_> = (0..8).map(|_| running.post(COMPLETIONS, &endless(20))).collect();
+    reload.reply().ok();
+    assert!(during.iter().all(|reply| reply.status == 200));
+    assert!(texts.iter_mut().all(|text| outcome(text) == "length"));
+    assert_eq!(threads_named("tinylm"), 1, "the old one's has ended");
+    assert_eq!(used_blocks(&running), 0.0);
+}
+
+#[test]
+fn the_servers_own_stream_says_the_same() {
+    let running = start(TINYLM);
+    let parameters = json!({ "max_tokens": 20, "temperature": 0, "ignore_eos": true });
+    let body = json!({ "model": "tinylm", "prompt": "The old sailor", "parameters": parameters });
+    let events = events(&running.post("/v1/inference/stream", &body));
+    let text: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
+    let whole = running.post(COMPLETIONS, &endless(20)).ok();
+    assert_eq!(whole["choices"][0]["text"], text.as_str());
+    let ends: Vec<_> = events.iter().filter_map(|event| event["finish_reason"].as_str()).collect();
+    assert_eq!(ends, ["length"]);
+    assert_eq!(events.last().unwrap()["usage"], whole["usage"]);
+}

@@ -1,0 +1,157 @@
+"""The `openai` package against a served language model: it is understood, and understands what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import openai
+import pytest
+import trustformers_serve as ts
+from conftest import ROOT
+from openai.types.chat import ChatCompletionMessageParam
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+MESSAGES: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "Be brief"},
+    {"role": "user", "content": [{"type": "text", "text": "Hello 🦊"}]},
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serves a small language model with random weights."""
+    folder = tmp_path_factory.mktemp("language-models")
+    script = ROOT / "tests" / "models" / "make_language_model.py"
+    subprocess.run([sys.executable, script, folder], check=True)
+    models = {name: {"path": Path(folder) / name} for name in ("chatty", "plain")}
+    config = ts.ServerConfig(server={"port": 0}, device={"default": "cpu"}, models=cast("Any", models))
+    with ts.Server(config) as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture
+def peer(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as peer:
+        yield peer
+
+
+def test_a_chat_is_the_same_whole_and_streamed(peer: openai.OpenAI) -> None:
+    whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
+    (choice,) = whole.choices
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason == "length"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 12
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 12
+    stream = peer.chat.completions.create(
+        model="chatty", messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **GREEDY
+    )
+    *chunks, last = stream
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == [
+        "length"
+    ]
+    assert last.choices == []
+    assert last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (whole.usage.prompt_tokens, 12)
+
+
+def test_the_packages_own_stream_helper_puts_a_chat_together(peer: openai.OpenAI) -> None:
+    whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
+    with peer.chat.completions.stream(model="chatty", messages=MESSAGES, **GREEDY) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == whole.choices[0].message.content
+    assert final.choices[0].finish_reason == "length"
+
+
+def test_a_chat_is_the_same_over_asyncio(url: str, peer: openai.OpenAI) -> None:
+    whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
+
+    async def ask() -> str:
+        async with openai.AsyncOpenAI(base_url=url, api_key="x") as client:
+            stream = await client.chat.completions.create(
+                model="chatty", messages=MESSAGES, stream=True, **GREEDY
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert asyncio.run(ask()) == whole.choices[0].message.content
+
+
+def test_a_completion_is_the_same_whole_and_streamed(peer: openai.OpenAI) -> None:
+    whole = peer.completions.create(model="plain", prompt="The quick brown", logprobs=2, **GREEDY)
+    (choice,) = whole.choices
+    assert choice.finish_reason == "length"
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert len(choice.logprobs.tokens) == 12
+    stream = peer.completions.create(model="plain", prompt="The quick brown", stream=True, **GREEDY)
+    assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
+
+
+def test_logprobs_are_those_of_the_answers_tokens(peer: openai.OpenAI) -> None:
+    whole = peer.chat.completions.create(
+        model="chatty", messages=MESSAGES, logprobs=True, top_logprobs=3, **GREEDY
+    )
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 12
+    for token in logprobs.content:
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == token.logprob
+    joined = b"".join(bytes(token.bytes or []) for token in logprobs.content)
+    assert joined.decode(errors="replace") == whole.choices[0].message.content
+
+
+def test_several_answers_with_one_seed_are_the_same_each_time(peer: openai.OpenAI) -> None:
+    def ask() -> list[str | None]:
+        reply = peer.chat.completions.create(
+            model="chatty", messages=MESSAGES, n=3, seed=7, temperature=1.0, max_completion_tokens=8
+        )
+        return [choice.message.content for choice in reply.choices]
+
+    assert ask() == ask()
+    assert len(set(ask())) > 1
+
+
+def test_stop_strings_end_an_answer(peer: openai.OpenAI) -> None:
+    whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
+    text = whole.choices[0].message.content
+    assert text is not None
+    stopped = peer.chat.completions.create(model="chatty", messages=MESSAGES, stop=text[4], **GREEDY)
+    assert stopped.choices[0].message.content == text.split(text[4])[0]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_errors_are_the_packages_own(peer: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        peer.chat.completions.create(model="nobody", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError, match="no chat template") as refused:
+        peer.chat.completions.create(model="plain", messages=MESSAGES)
+    assert refused.value.param == "messages"
+    late: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "a"},
+        {"role": "system", "content": "b"},
+    ]
+    with pytest.raises(openai.BadRequestError, match="the system message comes first"):
+        peer.chat.completions.create(model="chatty", messages=late)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        peer.chat.completions.create(model="chatty", messages=MESSAGES, temperature=-1)
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        peer.chat.completions.create(model="chatty", messages=MESSAGES, max_tokens=5000)
+
+
+def test_a_stream_may_be_left_early(peer: openai.OpenAI) -> None:
+    stream = peer.chat.completions.create(
+        model="chatty", messages=MESSAGES, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
+    )
+    assert next(iter(stream)).choices[0].delta.role == "assistant"
+    stream.close()
+    whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
+    assert whole.choices[0].finish_reason == "length"
