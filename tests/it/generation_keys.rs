@@ -45,10 +45,10 @@ fn blocks(line: &str) -> u64 {
 /// The most tokens of a prompt of 64 in one step, while other texts are generated.
 fn most_prompt_tokens_beside_a_text(line: &str) -> u64 {
     let running = serve(line);
-    let long = with(&prompt(4), json!({ "max_tokens": 2000, "n": 8, "stream": true }));
+    let long = with(&prompt(4), json!({ "max_tokens": 2000, "n": 60, "stream": true }));
     let mut text = running.post_later(COMPLETIONS, &long);
     // Steps have to be known before a target for them counts.
-    (0..600).for_each(|_| drop(text.read_until("data: ")));
+    (0..4000).for_each(|_| drop(text.read_until("data: ")));
     running.post(COMPLETIONS, &prompt(64)).ok();
     let trace = running.get("/admin/trace").ok();
     let steps = trace["traceEvents"].as_array().unwrap().iter();
@@ -116,7 +116,10 @@ fn preemption() {
     two_values_for_all_and_one("continuous.preemption", ("true", 200), ("false", 400), |line| {
         // 16 blocks: three texts of 93 tokens need 18, and have them only one after the other.
         let running = serve(&format!("{line}models.tinylm.batching.continuous.kv_cache_memory = '340KB'\n"));
-        let reply = running.post(COMPLETIONS, &with(&prompt(4), json!({ "max_tokens": 90, "n": 3 })));
+        let reply = running.post(
+            COMPLETIONS,
+            &with(&prompt(4), json!({ "max_tokens": 90, "n": 3, "temperature": 1, "seed": 1 })),
+        );
         let preemptions = running.metric("trustformers_preemptions_total{model=\"tinylm\",version=\"1\"}");
         assert_eq!(preemptions > 0.0, reply.status == 200);
         reply.status

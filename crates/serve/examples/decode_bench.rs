@@ -113,6 +113,7 @@ fn work(index: u32, start: u32, tokens: u32, vocabulary: u32, length: u32) -> Wo
         start,
         blocks: (0..each).map(|block| BlockId((index * each + block) * 7 % total)).collect(),
         samples: true,
+        scores: false,
         forks: Vec::new(),
     }
 }
