@@ -42,18 +42,18 @@ fn blocks(line: &str) -> u64 {
     serve(line).stats("tinylm")["generation"]["limits"]["blocks"].as_u64().unwrap()
 }
 
-/// The most tokens of a prompt of 64 in one step, while other texts are generated.
-fn most_prompt_tokens_beside_a_text(line: &str) -> u64 {
-    let running = serve(line);
-    let long = with(&prompt(4), json!({ "max_tokens": 2000, "n": 60, "stream": true }));
-    let mut text = running.post_later(COMPLETIONS, &long);
-    // Steps have to be known before a target for them counts.
-    (0..4000).for_each(|_| drop(text.read_until("data: ")));
-    running.post(COMPLETIONS, &prompt(64)).ok();
+/// The tokens of a long prompt in each step in which another text is generated, the last left out.
+fn chunks(line: &str) -> Vec<u64> {
+    let running = serve(&format!("{line}models.tinylm.batching.continuous.max_step_tokens = 66\n"));
+    let prompts = [&prompt(4)["prompt"], &prompt(1500)["prompt"]];
+    let body = with(&prompt(4), json!({ "prompt": prompts, "max_tokens": 200 }));
+    running.post(COMPLETIONS, &body).ok();
     let trace = running.get("/admin/trace").ok();
     let steps = trace["traceEvents"].as_array().unwrap().iter();
-    let beside = steps.filter(|event| event["ph"] == "X" && event["args"]["decodes"] != 0);
-    beside.map(|event| event["args"]["prompt_tokens"].as_u64().unwrap()).max().unwrap()
+    let beside = steps.filter(|event| event["args"]["decodes"] == 1 && event["args"]["prompts"] == 1);
+    let mut chunks: Vec<_> = beside.map(|event| event["args"]["prompt_tokens"].as_u64().unwrap()).collect();
+    chunks.pop();
+    chunks
 }
 
 #[test]
@@ -96,18 +96,17 @@ fn max_step_tokens() {
 
 #[test]
 fn prefill_chunk() {
-    two_values_for_all_and_one(
-        "continuous.prefill_chunk",
-        ("16", 16),
-        ("64", 64),
-        most_prompt_tokens_beside_a_text,
-    );
+    two_values_for_all_and_one("continuous.prefill_chunk", ("16", Some(16)), ("64", Some(64)), |line| {
+        chunks(line).into_iter().max()
+    });
 }
 
 #[test]
 fn inter_token_target() {
-    two_values_for_all_and_one("continuous.inter_token_target", ("'1us'", true), ("'1h'", false), |line| {
-        most_prompt_tokens_beside_a_text(line) < 64
+    // What a step takes has to be known before a target for it counts.
+    let (met, free) = (("'1us'", Some(16)), ("'1h'", Some(65)));
+    two_values_for_all_and_one("continuous.inter_token_target", met, free, |line| {
+        chunks(line).into_iter().min()
     });
 }
 
