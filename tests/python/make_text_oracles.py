@@ -345,7 +345,7 @@ def case(folder: Path, name: str, tokenizer: Tokenizer, template: str) -> dict[s
     ]
     # In transformers' own words too, for what is around the tokenizer.
     assert [loaded.encode(text) for text in TEXTS] == [text["special"] for text in texts]
-    lists = [text["special"] for text in texts]
+    lists: list[list[int]] = [loaded.encode(text) for text in TEXTS]
     rng = random.Random(name)
     if name != "byte_fallback":
         # There one wrong byte makes transformers lose the right ones beside it.
