@@ -15,6 +15,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        .flag("-fopenmp")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(
@@ -37,4 +38,6 @@ fn main() {
     for library in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib={library}");
     }
+    // The one that torch brings: a second would have threads of its own.
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }

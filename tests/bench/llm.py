@@ -50,7 +50,7 @@ CROWD = even(200, 200)
 FEW_BYTES = 20 * (PROMPT + OUTPUT) * (2 * 12 * 4 * 64 * 2)
 MUCH = "1GB"
 POISSON_SHARE, POISSON_SECONDS = 0.8, 20.0
-# What the issue asks for: tokens/s of the best peer's.
+# Tokens/s to reach, of the best peer's.
 TARGETS = [(ALONE, 1.0), (SOME, 1.4), (MANY, 1.5), (MIXED, 1.5), (SHARED_PREFIX, 2.0)]
 
 

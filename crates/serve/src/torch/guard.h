@@ -1,6 +1,11 @@
 // C++ exceptions must not cross into Rust: they become a text in the caller's buffer.
 #pragma once
 
+// at::parallel_for is all in headers: compiled without OpenMP it runs on one thread and says nothing.
+#ifndef _OPENMP
+#error "compile with -fopenmp"
+#endif
+
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
