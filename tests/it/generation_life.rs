@@ -61,7 +61,8 @@ fn an_unloaded_model_ends_its_texts_first() {
 
 #[test]
 fn a_reload_loses_no_text() {
-    let running = start(TINYLM);
+    // One thread: LibTorch's helpers have their caller's name.
+    let running = start(&format!("{TINYLM}models.tinylm.threads = 1\n"));
     let mut texts: Vec<_> = (0..4).map(|_| begun(&running, 300)).collect();
     let mut reload = running.post_later("/models/tinylm/load", &json!(null));
     let during: Vec<_> = (0..8).map(|_| running.post(COMPLETIONS, &endless(20))).collect();
@@ -84,4 +85,22 @@ fn the_servers_own_stream_says_the_same() {
     let ends: Vec<_> = events.iter().filter_map(|event| event["finish_reason"].as_str()).collect();
     assert_eq!(ends, ["length"]);
     assert_eq!(events.last().unwrap()["usage"], whole["usage"]);
+}
+
+#[test]
+fn the_servers_own_stream_answers_conversations_too() {
+    let running = start(TINYLM);
+    let parameters = json!({ "max_tokens": 20, "temperature": 0 });
+    let messages = json!([{ "role": "user", "content": "a story about a sailor" }]);
+    let body = json!({ "messages": messages, "parameters": parameters });
+    let text: String = events(&running.post("/v1/inference/stream", &body))
+        .iter()
+        .filter_map(|event| event["text"].as_str())
+        .collect();
+    let chat = json!({ "messages": messages, "max_tokens": 20, "temperature": 0 });
+    let whole = running.post("/v1/chat/completions", &chat).ok();
+    assert_eq!(whole["choices"][0]["message"]["content"], text.as_str());
+    let both = json!({ "messages": messages, "prompt": "x" });
+    let refused = running.post("/v1/inference/stream", &both);
+    assert_eq!((refused.status, refused.code().as_str()), (422, "invalid_input"));
 }

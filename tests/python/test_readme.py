@@ -16,6 +16,8 @@ from conftest import ROOT
 
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 PATIENCE = 120
+CONFIGURED = "import trustformers_serve as ts\n\nconfig"
+WRITTEN = "import trustformers_serve as ts\n\nwith"
 
 
 def snippet(start: str) -> str:
@@ -27,11 +29,13 @@ def test_no_snippet_is_untested() -> None:
     starts = (
         "make serve\n",
         "make test\n",
-        "curl ",
-        "import trustformers_serve as ts\n",
+        "curl -s http",
+        CONFIGURED,
+        "curl -sN ",
+        WRITTEN,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 5
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 7
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,13 @@ def run_shell(command: str) -> str:
     ).stdout
 
 
+def run_python(code: str, folder: Path) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=PATIENCE, cwd=folder
+    ).stdout
+
+
 def test_make_serve_prints_the_routes(served: list[str]) -> None:
     assert any("POST  /models/{name}/predict" in line for line in served)
     assert any("GET   /health/ready" in line for line in served)
@@ -77,8 +88,15 @@ def test_the_call_that_make_serve_prints_works(served: list[str]) -> None:
 
 
 def test_the_curl_call_works(served: list[str]) -> None:
-    call = snippet("curl ").replace("http://127.0.0.1:8000", url_of(served))
+    call = snippet("curl -s http").replace("http://127.0.0.1:8000", url_of(served))
     assert len(json.loads(run_shell(call))["data"]) == 384
+
+
+def test_the_streamed_call_works(served: list[str]) -> None:
+    call = snippet("curl -sN ").replace("http://127.0.0.1:8000", url_of(served))
+    events = run_shell(call).split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["object"] == "text_completion"
+    assert "data: [DONE]" in events
 
 
 def test_make_test_is_a_target_that_runs_every_check() -> None:
@@ -97,18 +115,16 @@ def test_make_test_is_a_target_that_runs_every_check() -> None:
 
 
 def test_the_python_snippet_works(tmp_path: Path) -> None:
-    code = snippet("import trustformers_serve as ts")
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=tmp_path,
-    )
-    similar, different = map(float, re.findall(r"-?\d\.\d\d", done.stdout.splitlines()[0]))
+    printed = run_python(snippet(CONFIGURED), tmp_path)
+    similar, different = map(float, re.findall(r"-?\d\.\d\d", printed.splitlines()[0]))
     assert similar > 0.5
     assert different < 0.2
+
+
+def test_the_snippet_that_writes_texts_works(tmp_path: Path) -> None:
+    first, second = run_python(snippet(WRITTEN), tmp_path).splitlines()[:2]
+    assert first.strip()
+    assert second.strip()
 
 
 def test_the_simulation_works() -> None:

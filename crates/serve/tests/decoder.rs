@@ -59,7 +59,7 @@ fn load(folder: &Path, dtype: DType, quantization: Option<Quantization>, threads
 }
 
 fn runner(case: &Case) -> Runner {
-    runner_with(&case.folder, DType::F32, 2)
+    runner_with(&case.folder, DType::F32, 1)
 }
 
 /// Hands out blocks in an order that no sequence would have by itself.
@@ -254,7 +254,7 @@ fn half_precision_is_near_the_oracles() {
 fn int8_weights_are_near_the_oracles_of_every_family() {
     let (mut alike, mut all) = (0, 0);
     for (name, case) in &cases() {
-        let mut runner = load(&case.folder, DType::F32, Some(Quantization::Int8), 2);
+        let mut runner = load(&case.folder, DType::F32, Some(Quantization::Int8), 1);
         for means in INSTRUCTION_SETS.map(Means::Kernels) {
             runner = runner.with_means(means);
             let mut off = 0.0_f32;

@@ -57,6 +57,11 @@ impl Fields {
         self.values.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is there and not null.
+    pub(in crate::http) fn has(&self, name: &str) -> bool {
+        self.values.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// Reads fields that say nothing about the answer.
     pub(in crate::http) fn ignore(&mut self, names: &[&'static str]) {
         for name in names {

@@ -8,18 +8,20 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::chat_request::Conversation;
 use super::events::{Dialect, Events};
 use super::fields::Fields;
 use super::options::Options;
 use super::prompts::Prompt;
 use super::reply::stop_reason;
 use super::texts::{Update, Usage};
-use super::{Asked, Question, generating_model};
+use super::{Asked, Question, generating_model, generator};
 use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
 use crate::http::error::{ApiError, ErrorStyle};
-use crate::http::infer::counted;
+use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
+use crate::registry::Version;
 
 /// What of a text a model generates where `max_tokens` is not said: all that the context has room for.
 const USUAL_TOKENS: u32 = u32::MAX;
@@ -33,7 +35,7 @@ pub(in crate::http) async fn stream(
     let asked = Asked::read(&app, request).await?;
     let mut fields = Fields::parse(&asked.body)?;
     let model: Option<String> = fields.optional("model")?;
-    let prompts = Prompt::read(fields.value("prompt"))?;
+    let begin = Begin::read(&mut fields)?;
     let parameters = fields.value("parameters").unwrap_or_else(|| Value::Object(Map::new()));
     fields.finish()?;
     let mut parameters = Fields::of("parameters", parameters)?;
@@ -41,12 +43,46 @@ pub(in crate::http) async fn stream(
     parameters.finish()?;
     let version = generating_model(&app, model.as_deref())?;
     let result = async {
+        let prompts = begin.into_prompts(&app, &version, options.add_special_tokens).await?;
         let question =
             Question { prompts, echo: false, logprobs: None, usual_tokens: USUAL_TOKENS, options: &options };
         let (texts, _) = question.put(&app, &version, &asked).await?;
         Ok(super::events::stream(texts, Own, id.as_str().to_owned(), app.in_flight.enter()))
     };
     counted(&version, result.await)
+}
+
+/// What a text goes on from.
+enum Begin {
+    Prompts(Vec<Prompt>),
+    Chat(Conversation),
+}
+
+impl Begin {
+    /// A prompt or a conversation.
+    fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        match (fields.has("prompt"), fields.has("messages")) {
+            (true, true) => Err(ApiError::of_field("messages", "either \"prompt\" or \"messages\" will do")),
+            (false, true) => Conversation::read(fields).map(Self::Chat),
+            (_, false) => Prompt::read(fields.value("prompt")).map(Self::Prompts),
+        }
+    }
+
+    async fn into_prompts(
+        self,
+        app: &App,
+        version: &Version,
+        special: Option<bool>,
+    ) -> Result<Vec<Prompt>, ApiError> {
+        match self {
+            Self::Prompts(prompts) => Ok(prompts),
+            Self::Chat(conversation) => {
+                let running = ready(version)?;
+                let ids = conversation.into_ids(app, version, generator(version, &running)?, special);
+                Ok(vec![Prompt::Ids(ids.await?)])
+            }
+        }
+    }
 }
 
 /// The server's own words.
