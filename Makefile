@@ -41,7 +41,7 @@ build: $(VENV)/.installed
 	@cargo build --release --package trustformers-serve
 
 build-bench: $(VENV)/.installed
-	@cargo build --release --package trustformers-serve --bin trustformers-serve --example echo
+	@cargo build --release --package trustformers-serve --bin trustformers-serve --example echo --example decode_bench
 
 wheel: target/wheels/.installed
 

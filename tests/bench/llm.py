@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import llamacpp
-from harness import CORES, HERE, WORK, BenchError, Options, interleaved
+from harness import CORES, HERE, ROOT, WORK, BenchError, Options, interleaved
 from llm_contest import SERVER, Contender, start_llamacpp, start_own
 from llm_work import (
     OUTPUT,
@@ -125,6 +125,7 @@ def run(options: Options) -> Report:
     _rows(report, contenders, static, open_loop)
     _targets(report, contenders, static, open_loop, Spread.of(bare))
     _limits(report, own, limits, weights)
+    _optional(report, "time of a step", lambda: _budget(report, folder))
     _optional(report, "int8", lambda: _int8(report, options, folder))
     _optional(report, "preemption", lambda: _crowd(report, options, folder))
     rate = POISSON_SHARE * capacity
@@ -221,6 +222,16 @@ def _optional(report: Report, what: str, measure: Callable[[], None]) -> None:
     except BenchError as error:
         report.targets.append(Target(f"{what}, could be measured", 0, ">=", 1, digits=0))
         report.notes.append(f"{what} could not be measured: {error}")
+
+
+def _budget(report: Report, folder: Path) -> None:
+    """Where a step's time goes, part by part, without a server."""
+    program = ROOT / "target" / "release" / "examples" / "decode_bench"
+    try:
+        done = subprocess.run([program, folder], capture_output=True, text=True, check=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BenchError(f"decode_bench: {error}") from error
+    report.notes += done.stdout.splitlines()
 
 
 def _int8(report: Report, options: Options, folder: Path) -> None:

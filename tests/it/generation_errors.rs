@@ -49,6 +49,7 @@ fn fields_that_mean_nothing_are_refused_by_name() {
         (json!({ "n": 3, "best_of": 2 }), "\"best_of\" is 2; n = 3 to 128 will do"),
         (json!({ "best_of": 2, "stream": true }), "\"best_of\" cannot be streamed"),
         (json!({ "stop": stops }), "\"stop\" has 1000 texts; at most 64 will do"),
+        (json!({ "stop_token_ids": vec![5; 300] }), "\"stop_token_ids\" has 300 ids; at most 256 will do"),
         (json!({ "stop": [""] }), "a text of \"stop\" has 0 bytes; 1 to 1024 will do"),
         (json!({ "max_tokens": 4, "min_tokens": 5 }), "\"min_tokens\" is 5, more than max_tokens"),
         (json!({ "logit_bias": { "x": 1 } }), "\"logit_bias\" has the key \"x\", which is no token id"),

@@ -178,7 +178,7 @@ impl Engine {
 
     /// Brings counters and gauges up to date; called before they are read.
     pub fn refresh(&self) {
-        self.shared.metrics.refresh(&self.stats());
+        self.shared.metrics.refresh(|| self.stats());
     }
 
     /// Takes no more requests, lets those that are there end, and ends the thread; blocks until then.
@@ -444,7 +444,7 @@ impl Shared {
         let busy = outcome.busy;
         let ended = state.scheduler.commit(now, outcome);
         mail.extend(state.ended(now, &ended, &failures, &self.trace));
-        let blocks = state.scheduler.stats().blocks;
+        let blocks = state.scheduler.blocks();
         drop(state);
         mail.into_iter().for_each(Mail::send);
         for (_, reason) in failures.iter().take(1) {

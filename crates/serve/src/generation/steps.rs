@@ -1,5 +1,8 @@
 //! Runs a plan: the model's step, what fails in it set apart, and a token drawn for each sequence that samples.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
 use trustformers_batching::continuous::{BlockId, SequenceId, StepPlan, Work};
 
 use super::sampling::{Drawn, Logprobs, Scratch, score};
@@ -63,7 +66,11 @@ impl Steps {
     /// Runs a plan. `uses`: what the logits of each of its works are for.
     pub(super) fn run(&mut self, plan: &StepPlan, uses: Vec<Use>) -> Stepped {
         let mut parts = Vec::new();
-        self.run_works(&plan.work, &plan.copies, &mut parts);
+        // Apart from the works: what ran without its copies would read what is not its own.
+        match self.copy(&plan.copies) {
+            Ok(()) => self.run_works(&plan.work, &mut parts),
+            Err(error) => parts.push(Part { work: &plan.work, logits: Err(error) }),
+        }
         let mut stepped = Stepped::default();
         let mut uses = uses.into_iter();
         for part in &mut parts {
@@ -85,16 +92,25 @@ impl Steps {
 
     /// Runs works together; where that fails, in halves, so that only what cannot run fails. Works that ran in a
     /// failed whole run again, and write the same keys and values to the same places.
-    fn run_works<'a>(&mut self, work: &'a [Work], copies: &[(BlockId, BlockId)], parts: &mut Vec<Part<'a>>) {
-        let logits = self.runner.step(work, copies).and_then(|logits| Ok(Rows::of(&logits)?));
+    fn run_works<'a>(&mut self, work: &'a [Work], parts: &mut Vec<Part<'a>>) {
+        let logits = self.step(work, &[]).and_then(|logits| Ok(Rows::of(&logits)?));
         if logits.is_ok() || work.len() < 2 {
             parts.push(Part { work, logits });
             return;
         }
         let (left, right) = work.split_at(work.len() / 2);
-        // Copies are made whatever becomes of the works.
-        self.run_works(left, &[], parts);
-        self.run_works(right, &[], parts);
+        self.run_works(left, parts);
+        self.run_works(right, parts);
+    }
+
+    fn copy(&mut self, copies: &[(BlockId, BlockId)]) -> Result<(), BackendError> {
+        if copies.is_empty() { Ok(()) } else { self.step(&[], copies).map(drop) }
+    }
+
+    /// A step of the model, whose panics are failures like any other.
+    fn step(&mut self, work: &[Work], copies: &[(BlockId, BlockId)]) -> Result<Tensor, BackendError> {
+        let step = AssertUnwindSafe(|| self.runner.step(work, copies));
+        catch_unwind(step).unwrap_or_else(|_| Err(BackendError::Torch("the model panicked".to_owned())))
     }
 
     /// Uses one work's logits.

@@ -18,7 +18,7 @@ pub(super) struct Span {
     pub(super) ended: Time,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Step {
     span: Span,
     number: u64,
@@ -87,8 +87,10 @@ impl Trace {
     pub fn events(&self, process: usize, name: &str) -> Vec<Value> {
         let named = |what: &str, thread: usize, name: &str| json!({ "ph": "M", "name": what, "pid": process, "tid": thread, "args": { "name": name } });
         let mut events = vec![named("process_name", 0, name), named("thread_name", 1, "steps")];
-        self.steps.lock().iter().for_each(|step| events.extend(step.events(process)));
-        self.lives.lock().iter().for_each(|life| events.extend(life.events(process)));
+        // Copied, as the engine's thread must not wait while they are written.
+        let (steps, lives) = (self.steps.lock().clone(), self.lives.lock().clone());
+        steps.iter().for_each(|step| events.extend(step.events(process)));
+        lives.iter().for_each(|life| events.extend(life.events(process)));
         events
     }
 }

@@ -118,9 +118,11 @@ impl GenerationMetrics {
         }
     }
 
-    /// Brings counters and gauges up to what the scheduler says.
-    pub fn refresh(&self, stats: &Stats) {
+    /// Brings counters and gauges up to what the scheduler says, which is asked while nobody else counts: an older
+    /// answer must not come after a newer one.
+    pub fn refresh(&self, stats: impl FnOnce() -> Stats) {
         let mut counted = self.counted.lock();
+        let stats = stats();
         let now = &stats.counters;
         let [prompt, cached, generated] = &self.tokens;
         prompt.inc_by(now.prompt_tokens - counted.prompt_tokens);

@@ -29,7 +29,10 @@ fn control_group() -> Option<u64> {
     let number = |file: &str| -> Option<u64> {
         fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
     };
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    // Files that were read are given back when memory is short, as MemAvailable has it.
+    let stat = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let files = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok()).unwrap_or(0);
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?.saturating_sub(files)))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub use self::admission::{Admitted, Refusal};
 pub use self::config::ContinuousConfig;
 pub use self::planning::Scheduled;
-use super::block_pool::BlockPool;
+use super::block_pool::{BlockCounts, BlockPool};
 use super::outlook::Outlook;
 use super::sequence::{Deadlines, End, Ended, RequestId, Sequence, SequenceId, State};
 use super::stats::{Counters, Stats, StepTimeSummary};
@@ -172,6 +172,11 @@ impl Scheduler {
             self.dues.remove(&(due, request));
         }
         (ended, self.next_deadline())
+    }
+
+    /// Blocks by what they are for.
+    pub fn blocks(&self) -> BlockCounts {
+        self.pool.counts()
     }
 
     /// What it did, and what it holds now.

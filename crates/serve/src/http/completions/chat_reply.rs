@@ -9,15 +9,12 @@ use serde_json::{Value, json};
 
 use super::events::{Dialect, Events};
 use super::options::Options;
-use super::reply::stop_reason;
+use super::reply::{LEAST_LOGPROB, stop_reason};
 use super::texts::{Texts, Update, Usage};
 use crate::generation::choice::{Delta, FinishReason};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::text::Tokenizer;
-
-/// OpenAI's word for "very unlikely": JSON has no infinity.
-const LEAST_LOGPROB: f32 = -9999.0;
 
 /// The replies to one request.
 pub(super) struct Chats {

@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 use crate::http::error::ApiError;
 use crate::http::wire::malformed_json;
 
+/// Longer names of fields that nobody asked for are not compared with others, and shown as far as this.
+const LONGEST_NAME: usize = 64;
+
 /// The fields of a JSON object. One that is null counts as absent.
 pub(in crate::http) struct Fields {
     values: Map<String, Value>,
@@ -36,10 +39,9 @@ impl Fields {
         name: &'static str,
     ) -> Result<Option<T>, ApiError> {
         let Some(value) = self.value(name) else { return Ok(None) };
-        let text = shown(&value);
-        serde_json::from_value(value)
+        T::deserialize(&value)
             .map(Some)
-            .map_err(|error| ApiError::of_field(name, format!("\"{name}\" is {text}: {error}")))
+            .map_err(|error| ApiError::of_field(name, format!("\"{name}\" is {}: {error}", shown(&value))))
     }
 
     /// The value of a field, or another.
@@ -72,6 +74,11 @@ impl Fields {
     /// Refuses what nobody asked for.
     pub(in crate::http) fn finish(self) -> Result<(), ApiError> {
         let Some(unknown) = self.values.keys().next() else { return Ok(()) };
+        // Comparing takes memory by the product of the lengths, and no name is nearly as long.
+        if unknown.len() > LONGEST_NAME {
+            let begin: String = unknown.chars().take(LONGEST_NAME).collect();
+            return Err(ApiError::malformed(format!("unknown field \"{begin}...\"")));
+        }
         let near = |name: &&&str| strsim::normalized_damerau_levenshtein(name, unknown);
         let nearest = self.asked.iter().max_by(|a, b| near(a).total_cmp(&near(b)));
         let hint = match nearest.filter(|name| near(name) > 0.6) {
@@ -83,7 +90,7 @@ impl Fields {
 }
 
 /// A value as an error shows it: its beginning.
-fn shown(value: &Value) -> String {
+pub(in crate::http) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -120,6 +127,14 @@ mod tests {
         assert!(fields.optional::<f32>("temperature").unwrap().is_none());
         assert_eq!(message(fields.finish()), "unknown field \"temprature\"; did you mean \"temperature\"?");
         assert_eq!(message(Fields::parse(b"{\"x\": 1}").unwrap().finish()), "unknown field \"x\"");
+    }
+
+    #[test]
+    fn a_name_without_end_is_shown_in_part_and_compared_with_nothing() {
+        let body = format!("{{\"{}\": 1}}", "x".repeat(10_000_000));
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        assert!(fields.optional::<f32>("temperature").unwrap().is_none());
+        assert_eq!(message(fields.finish()), format!("unknown field \"{}...\"", "x".repeat(64)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::texts::{Update, Usage};
 use super::{Asked, Question, generating_model, generator};
 use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
+use crate::http::body;
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
@@ -33,12 +34,17 @@ pub(in crate::http) async fn stream(
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::read(&app, request).await?;
-    let mut fields = Fields::parse(&asked.body)?;
+    let mut fields = body::beside_others(asked.body.len(), || Fields::parse(&asked.body))?;
     let model: Option<String> = fields.optional("model")?;
     let begin = Begin::read(&mut fields)?;
     let parameters = fields.value("parameters").unwrap_or_else(|| Value::Object(Map::new()));
     fields.finish()?;
     let mut parameters = Fields::of("parameters", parameters)?;
+    if let Some(name) = ["stream", "stream_options"].into_iter().find(|name| parameters.has(name)) {
+        let message =
+            format!("\"{name}\" means nothing here: this route always streams, and its usage comes last");
+        return Err(ApiError::of_field(name, message));
+    }
     let options = Options::read(&mut parameters)?;
     parameters.finish()?;
     let version = generating_model(&app, model.as_deref())?;

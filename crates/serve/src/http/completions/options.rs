@@ -17,6 +17,8 @@ use crate::text::StopStrings;
 /// Most stop strings of a request, and the most bytes of one.
 const MOST_STOPS: usize = 64;
 const LONGEST_STOP: usize = 1024;
+/// Most stop tokens of a request.
+const MOST_STOP_TOKENS: usize = 256;
 /// Most texts of one prompt.
 const MOST_CHOICES: u32 = 128;
 
@@ -136,6 +138,11 @@ impl Options {
                 "stop",
                 format!("a text of \"stop\" has {length} bytes; 1 to {LONGEST_STOP} will do"),
             );
+        }
+        if self.stop_token_ids.len() > MOST_STOP_TOKENS {
+            let count = self.stop_token_ids.len();
+            let reason = format!("\"stop_token_ids\" has {count} ids; at most {MOST_STOP_TOKENS} will do");
+            return refuse("stop_token_ids", reason);
         }
         if self.max_tokens.is_some_and(|most| self.min_tokens > most) {
             return refuse(

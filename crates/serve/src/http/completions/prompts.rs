@@ -5,6 +5,7 @@ use tokio::task::spawn_blocking;
 
 use std::sync::Arc;
 
+use super::fields::shown;
 use crate::app::App;
 use crate::generation::Generator;
 use crate::http::error::{ApiError, Code};
@@ -85,7 +86,7 @@ impl Prompt {
 fn ids(list: Vec<Value>) -> Result<Vec<u32>, ApiError> {
     let id = |value: Value| match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
         Some(id) => Ok(id),
-        None => Err(ApiError::of_field("prompt", format!("{value} in \"prompt\" is no token id"))),
+        None => Err(ApiError::of_field("prompt", format!("{} in \"prompt\" is no token id", shown(&value)))),
     };
     list.into_iter().map(id).collect()
 }

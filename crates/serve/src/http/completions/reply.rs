@@ -62,6 +62,9 @@ struct CompletionChoice {
     stop_reason: Option<Value>,
 }
 
+/// OpenAI's word for "very unlikely": JSON has no infinity.
+pub(super) const LEAST_LOGPROB: f32 = -9999.0;
+
 /// Of each token: itself, the logarithm of its probability, the likeliest, and where in the text it begins.
 #[derive(Debug, Default, Serialize)]
 struct CompletionLogprobs {
@@ -148,9 +151,9 @@ impl Completions {
     fn add(&self, token: u32, logprobs: Option<&Logprobs>, offset: usize, to: &mut CompletionLogprobs) {
         let text = |id: u32| String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned();
         to.tokens.push(text(token));
-        to.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob));
+        to.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob.max(LEAST_LOGPROB)));
         let top = |logprobs: &Logprobs| {
-            logprobs.top.iter().map(|&(id, logprob)| (text(id), json!(logprob))).collect()
+            logprobs.top.iter().map(|&(id, logprob)| (text(id), json!(logprob.max(LEAST_LOGPROB)))).collect()
         };
         to.top_logprobs.push(logprobs.map(top));
         to.text_offset.push(offset);

@@ -84,7 +84,7 @@ struct PromptTokens {
 }
 
 impl Texts {
-    /// Submits all prompts; when one is refused, none runs.
+    /// Submits all prompts; when one is refused, those before it are taken back.
     pub(in crate::http) fn submit(
         ask: &Ask<'_>,
         running: &Arc<Running>,
