@@ -13,7 +13,7 @@ fn main() {
     println!("cargo:rerun-if-changed=src/torch");
     cc::Build::new()
         .cpp(true)
-        .std("c++17")
+        .std("c++20")
         .warnings(false)
         .flag("-fopenmp")
         .include(&include)
@@ -30,6 +30,7 @@ fn main() {
                 "paged",
                 "product",
                 "shim",
+                "team",
             ]
             .map(|unit| format!("src/torch/{unit}.cc")),
         )

@@ -1,7 +1,7 @@
 //! How fast a language model's steps are on this CPU, beside the machine's limits in the same run.
 //!
-//! `decode_bench FOLDER [--dtype bf16|f16|f32] [--int8] [--threads N] [--context N] [--rounds N]`: FOLDER is a
-//! checkpoint. Prints tokens a second of decoding at 1, 8 and 32 sequences and of prompts of 512 tokens; the share of
+//! `decode_bench FOLDER [--dtype bf16|f16|f32] [--int8] [--threads N] [--context N] [--batches N,..] [--rounds N]`: FOLDER is a
+//! checkpoint. Prints tokens a second of decoding at some numbers of sequences and of prompts of 512 tokens; the share of
 //! the limit; and where a step's time goes, from its parts run by themselves on weights and pages of the same shapes.
 //! Medians, and the least in brackets: on a shared machine the least is what the program takes.
 
@@ -17,7 +17,7 @@ use trustformers_serve::backend::llm::{
     self, CacheSize, DecoderConfig, LlmOptions, Perceptron, Quantization, Runner,
 };
 use trustformers_serve::tensor::DType;
-use trustformers_serve::torch::device::set_threads;
+use trustformers_serve::torch::device::start_team;
 use trustformers_serve::torch::linear::Activation;
 use trustformers_serve::torch::paged::{self, InstructionSet, Pages, Preparation, Span};
 use trustformers_serve::torch::product::{Finish, Product};
@@ -37,13 +37,15 @@ struct Arguments {
     /// Tokens of each sequence that decodes.
     #[arg(long, default_value_t = 160)]
     context: u32,
+    /// Sequences that decode together, up to 32.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32], value_parser = clap::value_parser!(u32).range(1..=32))]
+    batches: Vec<u32>,
     /// Steps measured of each kind.
     #[arg(long, default_value_t = 40)]
     rounds: usize,
 }
 
 const BLOCK: usize = 16;
-const SIZES: [u32; 3] = [1, 8, 32];
 const PROMPT: u32 = 512;
 
 /// Seconds: the median, and the least.
@@ -91,7 +93,8 @@ fn product_rate(rows: i64, kind: Kind, quantized: bool) -> Result<f64, Box<dyn E
     let product = Product::new(&weight, None, Finish::Plain(Activation::None), quantized)?;
     let x = Tensor::f_randn([rows, inputs], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
     let set = InstructionSet::best();
-    let times = timed(50, || drop(black_box(product.forward(&x, None, set))));
+    let mut out = Tensor::f_empty([rows, outputs], (kind, Device::Cpu))?;
+    let times = timed(50, || drop(black_box(product.forward(&x, &mut out, set))));
     Ok((2 * rows * inputs * outputs) as f64 / times.least())
 }
 
@@ -197,37 +200,43 @@ impl Parts {
             }
         }
         let (kind, float) = (self.kind, Kind::Float);
-        let x = self.rows(rows, hidden, kind)?;
-        let mixed = self.rows(rows, heads * width, kind)?;
-        let inner = self.rows(rows, wide, kind)?;
-        let projections = self.rows(rows, (heads + 2 * kv_heads) * width, kind)?;
-        let queries = self.rows(rows, heads * width, float)?;
+        let (mut x, mut normed) = (self.rows(rows, hidden, kind)?, self.rows(rows, hidden, kind)?);
+        let mut mixed = self.rows(rows, heads * width, kind)?;
+        let mut inner = self.rows(rows, wide, kind)?;
+        let mut projections = self.rows(rows, (heads + 2 * kv_heads) * width, kind)?;
+        let mut queries = self.rows(rows, heads * width, float)?;
         let weight = self.rows(1, hidden, float)?.f_view([hidden])?;
         let angles = (self.rows(rows, width / 2, float)?, self.rows(rows, width / 2, float)?);
-        let last = self.rows(i64::try_from(works.len())?, hidden, kind)?;
+        let sampled = i64::try_from(works.len())?;
+        let last = self.rows(sampled, hidden, kind)?;
+        let mut logits = self.rows(sampled, self.config.vocabulary, float)?;
         let layers = &mut self.layers;
         let products = timed(rounds, || {
             for layer in &*layers {
-                drop(black_box(layer.qkv.forward(&x, None, set)));
-                drop(black_box(layer.output.forward(&mixed, Some(&x), set)));
-                drop(black_box(layer.up.forward(&x, None, set)));
-                drop(black_box(layer.down.forward(&inner, Some(&x), set)));
+                drop(black_box(layer.qkv.forward(&x, &mut projections, set)));
+                drop(black_box(layer.output.forward_add(&mixed, &mut x, set)));
+                drop(black_box(layer.up.forward(&x, &mut inner, set)));
+                drop(black_box(layer.down.forward_add(&inner, &mut x, set)));
             }
         });
         let attention = timed(rounds, || {
             for layer in &*layers {
-                drop(black_box(paged::paged_attention(&queries, &layer.pages, &spans, &table, None, set)));
+                let Layer { pages, .. } = layer;
+                drop(black_box(paged::paged_attention(
+                    &queries, pages, &spans, &table, None, &mut mixed, set,
+                )));
             }
         });
         let preparation = Preparation { angles: Some(&angles), norms: None, eps: 1e-5, scale: 1.0 };
         let small = timed(rounds, || {
             for layer in &mut *layers {
-                drop(black_box(paged::rms_norm(&x, &weight, 1e-5, set)));
-                drop(black_box(paged::project(&projections, &preparation, &mut layer.pages, &slots, set)));
-                drop(black_box(paged::rms_norm(&x, &weight, 1e-5, set)));
+                let pages = &mut layer.pages;
+                drop(black_box(paged::rms_norm(&x, &weight, 1e-5, &mut normed, set)));
+                drop(black_box(paged::project(&projections, &preparation, pages, &slots, &mut queries, set)));
+                drop(black_box(paged::rms_norm(&x, &weight, 1e-5, &mut normed, set)));
             }
         });
-        let head = timed(rounds, || drop(black_box(self.head.forward(&last, None, set))));
+        let head = timed(rounds, || drop(black_box(self.head.forward(&last, &mut logits, set))));
         let parts =
             [("linears", products), ("attention", attention), ("norms and rotary", small), ("head", head)];
         Ok(parts.into_iter().map(|(name, times)| (name, times.least() * 1e3)).collect())
@@ -251,7 +260,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         other => return Err(format!("--dtype {other}: bf16, f16 or f32").into()),
     };
     let bytes = if arguments.int8 { 1.0 } else { bytes };
-    set_threads(arguments.threads);
+    start_team(arguments.threads)?;
     let bandwidth = read_bandwidth(arguments.threads);
     let rates = (product_rate(32, kind, arguments.int8)?, product_rate(512, kind, arguments.int8)?);
     println!(
@@ -276,7 +285,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let blocks = length.div_ceil(16) as usize * 32;
     let mut parts = Parts::new(loaded.config(), kind, arguments.int8, blocks)?;
     let mut runner = loaded.with_cache(CacheSize { blocks, block_size: BLOCK })?;
-    for batch in SIZES {
+    for batch in arguments.batches {
         let works: Vec<_> =
             (0..batch).map(|index| work(index, arguments.context, 1, vocabulary, length)).collect();
         let times = steps(&mut runner, arguments.rounds, &works);

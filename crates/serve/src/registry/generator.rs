@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 
 use tch::Device;
 use trustformers_batching::continuous::{BlockId, SequenceId, Work};
@@ -115,17 +114,10 @@ fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
         scores: false,
         forks: Vec::new(),
     };
-    let run = || {
-        for _ in 0..runs {
-            for work in [work(0, tokens), work(tokens, 1)] {
-                drop(runner.step(&[work], &[]).map_err(|error| format!("warm-up: {error}"))?);
-            }
+    for _ in 0..runs {
+        for work in [work(0, tokens), work(tokens, 1)] {
+            drop(runner.step(&[work], &[]).map_err(|error| format!("warm-up: {error}"))?);
         }
-        Ok(())
-    };
-    // On a thread of its own, with which its LibTorch threads end.
-    thread::scope(|scope| match scope.spawn(run).join() {
-        Ok(result) => result,
-        Err(_) => Err("warm-up: it panicked".to_owned()),
-    })
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use super::running::Running;
 use super::sources::Source;
 use crate::metrics::{Metrics, VersionMetrics};
 use crate::torch::memory::Turnover;
+use crate::torch::own_thread::on_own_thread;
 
 /// What a version does now, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +152,7 @@ impl Version {
         let version = Arc::clone(self);
         let loading = move || {
             let _turnover = Turnover::begin();
-            version.load_now()
+            on_own_thread(|| version.load_now())
         };
         let loaded = spawn_blocking(loading).await;
         loaded.unwrap_or_else(|panic| Err(self.fail(format!("the loader panicked: {panic}"))))

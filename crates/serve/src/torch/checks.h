@@ -20,6 +20,13 @@ inline void check_plain(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), name, " must be contiguous and on the CPU");
 }
 
+// A tensor that a kernel writes its results to.
+inline void check_out(const at::Tensor& out, at::IntArrayRef sizes, at::ScalarType type) {
+  check_plain(out, "out");
+  TORCH_CHECK(out.sizes() == sizes && out.scalar_type() == type, "results are ", sizes, " of ", type, ", not ",
+              out.sizes(), " of ", out.scalar_type());
+}
+
 // A vector of floats that may be absent.
 inline const float* optional_floats(const at::Tensor* tensor, int64_t elements, const char* name) {
   if (tensor == nullptr) return nullptr;

@@ -1,14 +1,20 @@
 //! Which device a model runs on, and how many threads a run may use.
 
+use std::ffi::c_char;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, TchError};
 
+use super::guard::done_or_error;
 use super::shim;
 use crate::config::DeviceSpec;
+
+unsafe extern "C" {
+    fn tfs_team_start(threads: i64, error: *mut c_char, capacity: usize) -> bool;
+}
 
 /// A device that was asked for and is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +103,18 @@ pub fn set_threads(threads: usize) {
     // over with; set before, this thread's own number would be lost.
     let _ = tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Gives the kernels called from this thread helpers of their own, `threads` with it, and leaves LibTorch's operators
+/// one thread. Helpers of LibTorch look for work for some milliseconds before they sleep, or sleep at once when the
+/// process has more of them than cores; these do for as long as kernels of a step lie apart.
+///
+/// # Errors
+/// When there are no threads to be had.
+pub fn start_team(threads: usize) -> Result<(), TchError> {
+    let threads = i64::try_from(threads).unwrap_or(i64::MAX);
+    // SAFETY: the call takes no pointer but the error's.
+    done_or_error(|error, capacity| unsafe { tfs_team_start(threads, error, capacity) })
 }
 
 fn device_count() -> usize {

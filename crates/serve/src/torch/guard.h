@@ -21,11 +21,12 @@ inline void write_error(char* buffer, size_t capacity, const char* text) noexcep
   buffer[length] = '\0';
 }
 
-// The tensor `body` makes, owned by the caller, or null and a text in `error`.
+// Whether `body` came to its end; if not, a text in `error` says why.
 template <class Body>
-at::Tensor* tensor_or_error(char* error, size_t capacity, Body&& body) noexcept {
+bool done_or_error(char* error, size_t capacity, Body&& body) noexcept {
   try {
-    return new at::Tensor(body());
+    body();
+    return true;
   } catch (const c10::Error& failure) {
     write_error(error, capacity, failure.what_without_backtrace());
   } catch (const std::exception& failure) {
@@ -33,7 +34,15 @@ at::Tensor* tensor_or_error(char* error, size_t capacity, Body&& body) noexcept 
   } catch (...) {
     write_error(error, capacity, "unknown C++ exception");
   }
-  return nullptr;
+  return false;
+}
+
+// The tensor `body` makes, owned by the caller, or null and a text in `error`.
+template <class Body>
+at::Tensor* tensor_or_error(char* error, size_t capacity, Body&& body) noexcept {
+  at::Tensor* made = nullptr;
+  done_or_error(error, capacity, [&] { made = new at::Tensor(body()); });
+  return made;
 }
 
 }  // namespace trustformers

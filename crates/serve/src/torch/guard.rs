@@ -8,6 +8,12 @@ use torch_sys::C_tensor;
 /// Room for the text of an exception, without its backtrace.
 const CAPACITY: usize = 2048;
 
+/// Runs `call` with a buffer for an error's text, which it writes when it answers `false`.
+pub(super) fn done_or_error(call: impl FnOnce(*mut c_char, usize) -> bool) -> Result<(), TchError> {
+    let mut error = [0u8; CAPACITY];
+    if call(error.as_mut_ptr().cast(), CAPACITY) { Ok(()) } else { Err(thrown(&error)) }
+}
+
 /// Runs `call` with a buffer for an error's text, and takes over the tensor it answers.
 ///
 /// # Safety
@@ -18,9 +24,13 @@ pub(super) unsafe fn tensor_or_error(
     let mut error = [0u8; CAPACITY];
     let tensor = call(error.as_mut_ptr().cast(), CAPACITY);
     if tensor.is_null() {
-        let text = CStr::from_bytes_until_nul(&error).unwrap_or_default();
-        return Err(TchError::Torch(text.to_string_lossy().into_owned()));
+        return Err(thrown(&error));
     }
     // SAFETY: the caller promises a tensor that nobody else owns.
     Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+fn thrown(error: &[u8]) -> TchError {
+    let text = CStr::from_bytes_until_nul(error).unwrap_or_default();
+    TchError::Torch(text.to_string_lossy().into_owned())
 }

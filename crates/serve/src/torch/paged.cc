@@ -1,10 +1,6 @@
 // Attention over the pages of a KV cache, and what puts keys and values there, on the CPU. Called from paged.rs only.
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -12,14 +8,18 @@
 #include "cpu/kernels.h"
 #include "guard.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace {
 
 using namespace trustformers::cpu;
+using trustformers::check_out;
 using trustformers::check_plain;
 using trustformers::element_of;
 using trustformers::optional_floats;
 using trustformers::scratch_of;
+using trustformers::share;
+using trustformers::share_rows;
 
 // Rows of one sequence in a step.
 struct Span {
@@ -31,6 +31,10 @@ struct Span {
 
 // Lines of queries that one task takes: more would push its scratch out of the nearest cache.
 constexpr int64_t kTaskLines = 48;
+
+// Rows that are worth another thread.
+constexpr int64_t kProjectionRows = 8;
+constexpr int64_t kNormRows = 16;
 
 // The pages of one layer: keys [blocks, kv_heads, width, block_size], values [blocks, kv_heads, block_size, width].
 struct Pages {
@@ -71,9 +75,9 @@ void check_spans(const Span* spans, size_t count, int64_t rows, const int32_t* t
   }
 }
 
-at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
-                     const Span* spans, size_t count, const int32_t* table, size_t length, int64_t window,
-                     int instruction_set) {
+void attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
+               const Span* spans, size_t count, const int32_t* table, size_t length, int64_t window,
+               at::Tensor& out, int instruction_set) {
   const Pages pages(keys, values);
   check_plain(queries, "queries");
   TORCH_CHECK(queries.dim() == 2 && queries.scalar_type() == at::kFloat, "queries must be rows of f32");
@@ -81,7 +85,7 @@ at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at
   check_spans(spans, count, queries.size(0), table, length, pages);
   const int64_t group = queries.size(1) / (pages.kv_heads * pages.width);
   const int64_t most_rows = std::max<int64_t>(1, kTaskLines / group);
-  auto out = at::empty(queries.sizes(), keys.options());
+  check_out(out, queries.sizes(), keys.scalar_type());
 
   struct Part {
     const Span* span;
@@ -104,40 +108,34 @@ at::Tensor attention(const at::Tensor& queries, const at::Tensor& keys, const at
   const auto* v = static_cast<const char*>(values.const_data_ptr());
   auto* o = static_cast<char*>(out.mutable_data_ptr());
   const int64_t floats = attention_scratch(most_rows * group, pages.width);
-  std::atomic<size_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), parts.size());
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    float* scratch = scratch_of<Span>(floats);
-    for (size_t i = next++; i < parts.size(); i = next++) {
-      const auto& [span, offset, head] = parts[i];
-      const int64_t row = span->row + offset;
-      const int64_t column = head * group * pages.width;
-      AttentionTask task;
-      task.queries = q + row * queries.size(1) + column;
-      task.query_stride = queries.size(1);
-      task.rows = std::min(most_rows, span->rows - offset);
-      task.group = group;
-      task.width = pages.width;
-      task.first = span->start + offset;
-      task.window = window;
-      task.keys = k + head * pages.width * pages.block_size * bytes;
-      task.values = v + head * pages.width * pages.block_size * bytes;
-      task.page_stride = pages.stride();
-      task.block_size = pages.block_size;
-      task.pages = table + span->table;
-      task.out = o + (row * queries.size(1) + column) * bytes;
-      task.out_stride = queries.size(1);
-      task.scratch = scratch;
-      attend(task);
-    }
+  const auto tasks = static_cast<int64_t>(parts.size());
+  share(tasks, tasks, [&](int64_t i) {
+    const auto& [span, offset, head] = parts[i];
+    const int64_t row = span->row + offset;
+    const int64_t column = head * group * pages.width;
+    AttentionTask task;
+    task.queries = q + row * queries.size(1) + column;
+    task.query_stride = queries.size(1);
+    task.rows = std::min(most_rows, span->rows - offset);
+    task.group = group;
+    task.width = pages.width;
+    task.first = span->start + offset;
+    task.window = window;
+    task.keys = k + head * pages.width * pages.block_size * bytes;
+    task.values = v + head * pages.width * pages.block_size * bytes;
+    task.page_stride = pages.stride();
+    task.block_size = pages.block_size;
+    task.pages = table + span->table;
+    task.out = o + (row * queries.size(1) + column) * bytes;
+    task.out_stride = queries.size(1);
+    task.scratch = scratch_of<Span>(floats);
+    attend(task);
   });
-  return out;
 }
 
-at::Tensor project(const at::Tensor& projections, const at::Tensor* cosines, const at::Tensor* sines,
-                   const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale,
-                   at::Tensor& keys, at::Tensor& values, const int64_t* slots, size_t rows,
-                   int instruction_set) {
+void project(const at::Tensor& projections, const at::Tensor* cosines, const at::Tensor* sines,
+             const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale, at::Tensor& keys,
+             at::Tensor& values, const int64_t* slots, size_t rows, at::Tensor& queries, int instruction_set) {
   const Pages pages(keys, values);
   check_plain(projections, "projections");
   TORCH_CHECK(projections.dim() == 2 && projections.scalar_type() == keys.scalar_type(),
@@ -150,7 +148,7 @@ at::Tensor project(const at::Tensor& projections, const at::Tensor* cosines, con
     TORCH_CHECK(slots[i] >= 0 && slots[i] < pages.blocks * pages.block_size, "slot ", slots[i], " of ",
                 pages.blocks * pages.block_size);
   }
-  auto queries = at::empty({projections.size(0), heads * pages.width}, projections.options().dtype(at::kFloat));
+  check_out(queries, {projections.size(0), heads * pages.width}, at::kFloat);
   const int64_t angles = projections.size(0) * (pages.width / 2);
   ProjectionTask task;
   task.projections = projections.const_data_ptr();
@@ -170,29 +168,27 @@ at::Tensor project(const at::Tensor& projections, const at::Tensor* cosines, con
   task.block_size = pages.block_size;
   task.slots = slots;
   const auto kernel = kernels(instruction_set).project[element_of(keys)];
-  at::parallel_for(0, projections.size(0), 8, [&](int64_t from, int64_t to) {
+  share_rows(projections.size(0), kProjectionRows, [&](int64_t from, int64_t to) {
     ProjectionTask part = task;
     part.from = from;
     part.to = to;
     kernel(part);
   });
-  return queries;
 }
 
-at::Tensor normalize(const at::Tensor& x, const at::Tensor& weight, double eps, int instruction_set) {
+void normalize(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& out, int instruction_set) {
   check_plain(x, "x");
   TORCH_CHECK(x.dim() == 2, "x must be rows");
-  auto out = at::empty(x.sizes(), x.options());
+  check_out(out, x.sizes(), x.scalar_type());
   NormTask task{x.const_data_ptr(), optional_floats(&weight, x.size(1), "the weight"), out.mutable_data_ptr(),
                 x.size(1), static_cast<float>(eps), 0, 0};
   const auto kernel = kernels(instruction_set).normalize[element_of(x)];
-  at::parallel_for(0, x.size(0), 16, [&](int64_t from, int64_t to) {
+  share_rows(x.size(0), kNormRows, [&](int64_t from, int64_t to) {
     NormTask part = task;
     part.from = from;
     part.to = to;
     kernel(part);
   });
-  return out;
 }
 
 }  // namespace
@@ -201,28 +197,28 @@ extern "C" {
 
 int tfs_cpu_best_instruction_set() { return best_instruction_set(); }
 
-at::Tensor* tfs_paged_attention(const at::Tensor* queries, const at::Tensor* keys, const at::Tensor* values,
-                                const Span* spans, size_t count, const int32_t* table, size_t length,
-                                int64_t window, int instruction_set, char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] {
-    return attention(*queries, *keys, *values, spans, count, table, length, window, instruction_set);
+bool tfs_paged_attention(const at::Tensor* queries, const at::Tensor* keys, const at::Tensor* values,
+                         const Span* spans, size_t count, const int32_t* table, size_t length, int64_t window,
+                         at::Tensor* out, int instruction_set, char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity, [&] {
+    attention(*queries, *keys, *values, spans, count, table, length, window, *out, instruction_set);
   });
 }
 
-at::Tensor* tfs_paged_project(const at::Tensor* projections, const at::Tensor* cosines, const at::Tensor* sines,
-                              const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale,
-                              at::Tensor* keys, at::Tensor* values, const int64_t* slots, size_t rows,
-                              int instruction_set, char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] {
-    return project(*projections, cosines, sines, query_norm, key_norm, eps, scale, *keys, *values, slots, rows,
-                   instruction_set);
+bool tfs_paged_project(const at::Tensor* projections, const at::Tensor* cosines, const at::Tensor* sines,
+                       const at::Tensor* query_norm, const at::Tensor* key_norm, double eps, double scale,
+                       at::Tensor* keys, at::Tensor* values, const int64_t* slots, size_t rows, at::Tensor* queries,
+                       int instruction_set, char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity, [&] {
+    project(*projections, cosines, sines, query_norm, key_norm, eps, scale, *keys, *values, slots, rows, *queries,
+            instruction_set);
   });
 }
 
-at::Tensor* tfs_rows_normalize(const at::Tensor* x, const at::Tensor* weight, double eps, int instruction_set,
-                               char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity,
-                                       [&] { return normalize(*x, *weight, eps, instruction_set); });
+bool tfs_rows_normalize(const at::Tensor* x, const at::Tensor* weight, double eps, at::Tensor* out,
+                        int instruction_set, char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity,
+                                     [&] { normalize(*x, *weight, eps, *out, instruction_set); });
 }
 
 }

@@ -6,7 +6,7 @@ use std::ptr;
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::guard::tensor_or_error;
+use super::guard::done_or_error;
 
 unsafe extern "C" {
     fn tfs_cpu_best_instruction_set() -> c_int;
@@ -19,10 +19,11 @@ unsafe extern "C" {
         table: *const i32,
         length: usize,
         window: i64,
+        out: *mut C_tensor,
         instruction_set: c_int,
         error: *mut c_char,
         capacity: usize,
-    ) -> *mut C_tensor;
+    ) -> bool;
     fn tfs_paged_project(
         projections: *const C_tensor,
         cosines: *const C_tensor,
@@ -35,18 +36,20 @@ unsafe extern "C" {
         values: *mut C_tensor,
         slots: *const i64,
         rows: usize,
+        queries: *mut C_tensor,
         instruction_set: c_int,
         error: *mut c_char,
         capacity: usize,
-    ) -> *mut C_tensor;
+    ) -> bool;
     fn tfs_rows_normalize(
         x: *const C_tensor,
         weight: *const C_tensor,
         eps: f64,
+        out: *mut C_tensor,
         instruction_set: c_int,
         error: *mut c_char,
         capacity: usize,
-    ) -> *mut C_tensor;
+    ) -> bool;
 }
 
 /// Token slots of a page must be a multiple of this.
@@ -117,7 +120,7 @@ pub struct Pages {
 /// Causal attention of the rows of `spans` over the pages that `table` lists for each, read in place.
 ///
 /// `queries` is `[rows, heads * width]` in `f32`, already scaled. A query sees the last `window` tokens up to
-/// its own, or all with `None`. Answers `[rows, heads * width]` in the cache's element type.
+/// its own, or all with `None`. Written to `out`, `[rows, heads * width]` in the cache's element type.
 ///
 /// # Errors
 /// When shapes, pages or rows do not fit each other, or a tensor is not on the CPU.
@@ -127,26 +130,26 @@ pub fn paged_attention(
     spans: &[Span],
     table: &[i32],
     window: Option<i64>,
+    out: &mut Tensor,
     instruction_set: InstructionSet,
-) -> Result<Tensor, TchError> {
-    // SAFETY: all arguments outlive the call, which checks them and answers a new tensor.
-    unsafe {
-        tensor_or_error(|error, capacity| {
-            tfs_paged_attention(
-                queries.as_ptr(),
-                pages.keys.as_ptr(),
-                pages.values.as_ptr(),
-                spans.as_ptr(),
-                spans.len(),
-                table.as_ptr(),
-                table.len(),
-                window.unwrap_or(0).max(0),
-                instruction_set.code(),
-                error,
-                capacity,
-            )
-        })
-    }
+) -> Result<(), TchError> {
+    // SAFETY: all arguments outlive the call, which checks them.
+    done_or_error(|error, capacity| unsafe {
+        tfs_paged_attention(
+            queries.as_ptr(),
+            pages.keys.as_ptr(),
+            pages.values.as_ptr(),
+            spans.as_ptr(),
+            spans.len(),
+            table.as_ptr(),
+            table.len(),
+            window.unwrap_or(0).max(0),
+            out.as_mut_ptr(),
+            instruction_set.code(),
+            error,
+            capacity,
+        )
+    })
 }
 
 /// What is done to queries and keys before they meet.
@@ -162,8 +165,8 @@ pub struct Preparation<'a> {
     pub scale: f64,
 }
 
-/// Norms and rotates queries and keys, writes keys and values to their slots in the pages, and answers the
-/// scaled queries, `[rows, heads * width]` in `f32`.
+/// Norms and rotates queries and keys, and writes keys and values to their slots in the pages and scaled queries to
+/// `queries`, `[rows, heads * width]` in `f32`.
 ///
 /// `projections` is `[rows, (heads + 2 * kv_heads) * width]`: queries, keys and values side by side. A slot is
 /// a page's number times the size of a page, plus a place in it; two rows must not have the same.
@@ -175,38 +178,37 @@ pub fn project(
     preparation: &Preparation<'_>,
     pages: &mut Pages,
     slots: &[i64],
+    queries: &mut Tensor,
     instruction_set: InstructionSet,
-) -> Result<Tensor, TchError> {
+) -> Result<(), TchError> {
     let pair = |pair: Option<&(Tensor, Tensor)>| {
         pair.map_or((ptr::null(), ptr::null()), |(left, right)| (left.as_ptr(), right.as_ptr()))
     };
     let (cosines, sines) = pair(preparation.angles);
     let (query_norm, key_norm) = pair(preparation.norms);
-    // SAFETY: all arguments outlive the call, which checks them, accepts null for what may be absent, and
-    // answers a new tensor.
-    unsafe {
-        tensor_or_error(|error, capacity| {
-            tfs_paged_project(
-                projections.as_ptr(),
-                cosines,
-                sines,
-                query_norm,
-                key_norm,
-                preparation.eps,
-                preparation.scale,
-                pages.keys.as_mut_ptr(),
-                pages.values.as_mut_ptr(),
-                slots.as_ptr(),
-                slots.len(),
-                instruction_set.code(),
-                error,
-                capacity,
-            )
-        })
-    }
+    // SAFETY: all arguments outlive the call, which checks them and accepts null for what may be absent.
+    done_or_error(|error, capacity| unsafe {
+        tfs_paged_project(
+            projections.as_ptr(),
+            cosines,
+            sines,
+            query_norm,
+            key_norm,
+            preparation.eps,
+            preparation.scale,
+            pages.keys.as_mut_ptr(),
+            pages.values.as_mut_ptr(),
+            slots.as_ptr(),
+            slots.len(),
+            queries.as_mut_ptr(),
+            instruction_set.code(),
+            error,
+            capacity,
+        )
+    })
 }
 
-/// Each row of `x` divided by its root mean square, times `weight` (`f32`).
+/// Writes each row of `x` divided by its root mean square, times `weight` (`f32`), to `out`, which is as `x`.
 ///
 /// # Errors
 /// When shapes do not fit each other, or a tensor is not on the CPU.
@@ -214,12 +216,12 @@ pub fn rms_norm(
     x: &Tensor,
     weight: &Tensor,
     eps: f64,
+    out: &mut Tensor,
     instruction_set: InstructionSet,
-) -> Result<Tensor, TchError> {
-    // SAFETY: both tensors outlive the call, which checks them and answers a new one.
-    unsafe {
-        tensor_or_error(|error, capacity| {
-            tfs_rows_normalize(x.as_ptr(), weight.as_ptr(), eps, instruction_set.code(), error, capacity)
-        })
-    }
+) -> Result<(), TchError> {
+    // SAFETY: the tensors outlive the call, which checks them.
+    done_or_error(|error, capacity| unsafe {
+        let (x, weight, out) = (x.as_ptr(), weight.as_ptr(), out.as_mut_ptr());
+        tfs_rows_normalize(x, weight, eps, out, instruction_set.code(), error, capacity)
+    })
 }

@@ -1,12 +1,10 @@
 // Products of rows with weights packed for the CPU kernels. Called from product.rs only.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,20 +13,27 @@
 #include "cpu/kernels.h"
 #include "guard.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace {
 
 using namespace trustformers::cpu;
+using trustformers::check_out;
 using trustformers::check_plain;
 using trustformers::element_of;
 using trustformers::optional_floats;
 using trustformers::scratch_of;
+using trustformers::share;
+using trustformers::share_rows;
 
 // Rows whose operands are prepared at a time.
 constexpr int64_t kMostRows = 480;
 
 // Elements of operands that the cache nearest but one holds beside a panel.
 constexpr int64_t kCachedElements = 1 << 18;
+
+// Rows whose operands are worth another thread.
+constexpr int64_t kOperandRows = 32;
 
 // Multiplications that are worth another thread.
 constexpr int64_t kThreadWork = 1 << 16;
@@ -103,31 +108,29 @@ at::Tensor pack(const at::Tensor& weight, bool gated, bool quantized) {
   auto* to = static_cast<char*>(packed.mutable_data_ptr());
   prefer_large_pages(to, packed.numel());
   const auto* from = static_cast<const char*>(weight.const_data_ptr());
-  at::parallel_for(0, layout.panels(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      char* here = to + panel * layout.panel_bytes();
-      std::memset(here, 0, layout.panel_bytes());
-      for (int64_t at = 0; at < kPanelOutputs; ++at) {
-        const int64_t row = layout.row(panel, at);
-        if (row < 0) continue;
-        const char* weights = from + row * layout.inputs * bytes;
-        if (!quantized) {
-          pack_row(weights, layout.inputs * bytes, here + at * 4);
-        } else if (kind == kFloat) {
-          quantize_row(reinterpret_cast<const float*>(weights), layout.inputs, here, at);
-        } else if (kind == kBFloat16) {
-          quantize_row(reinterpret_cast<const at::BFloat16*>(weights), layout.inputs, here, at);
-        } else {
-          quantize_row(reinterpret_cast<const at::Half*>(weights), layout.inputs, here, at);
-        }
+  share(layout.panels(), layout.panels(), [&](int64_t panel) {
+    char* here = to + panel * layout.panel_bytes();
+    std::memset(here, 0, layout.panel_bytes());
+    for (int64_t at = 0; at < kPanelOutputs; ++at) {
+      const int64_t row = layout.row(panel, at);
+      if (row < 0) continue;
+      const char* weights = from + row * layout.inputs * bytes;
+      if (!quantized) {
+        pack_row(weights, layout.inputs * bytes, here + at * 4);
+      } else if (kind == kFloat) {
+        quantize_row(reinterpret_cast<const float*>(weights), layout.inputs, here, at);
+      } else if (kind == kBFloat16) {
+        quantize_row(reinterpret_cast<const at::BFloat16*>(weights), layout.inputs, here, at);
+      } else {
+        quantize_row(reinterpret_cast<const at::Half*>(weights), layout.inputs, here, at);
       }
     }
   });
   return packed;
 }
 
-at::Tensor multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* bias, const at::Tensor* residual,
-                    int64_t outputs, bool gated, bool quantized, int activation, int instruction_set) {
+void multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* bias, int64_t outputs, bool gated,
+              bool quantized, int activation, bool add, at::Tensor& out, int instruction_set) {
   check_plain(x, "x");
   check_plain(packed, "weights");
   TORCH_CHECK(x.dim() == 2, "x must be rows");
@@ -136,16 +139,13 @@ at::Tensor multiply(const at::Tensor& x, const at::Tensor& packed, const at::Ten
   TORCH_CHECK(packed.numel() == layout.panels() * layout.panel_bytes(), "weights of another shape or type than x");
   const int64_t rows = x.size(0);
   const auto* biases = optional_floats(bias, outputs * (gated ? 2 : 1), "bias");
-  auto out = at::empty({rows, outputs}, x.options());
-  if (residual != nullptr) {
-    check_plain(*residual, "residual");
-    TORCH_CHECK(residual->sizes() == out.sizes() && residual->scalar_type() == x.scalar_type(),
-                "what is added must be as the result");
-  }
+  const bool wide = out.scalar_type() == at::kFloat;
+  check_out(out, {rows, outputs}, wide ? at::kFloat : x.scalar_type());
   const auto element = element_of(x);
   const auto prepare = kernels(instruction_set).prepare[quantized][element];
   const auto kernel = kernels(instruction_set).multiply[quantized][element];
   const int64_t bytes = x.element_size();
+  const int64_t result = out.element_size();
   const int64_t operand = operand_stride(layout.inputs);
   struct Operands;
   auto* operands =
@@ -155,7 +155,7 @@ at::Tensor multiply(const at::Tensor& x, const at::Tensor& packed, const at::Ten
     const int64_t count = std::min(kMostRows, rows - first);
     const OperandTask preparation{static_cast<const char*>(x.const_data_ptr()) + first * layout.inputs * bytes,
                                   layout.inputs, operands, 0, 0};
-    at::parallel_for(0, count, 32, [&](int64_t from, int64_t to) {
+    share_rows(count, kOperandRows, [&](int64_t from, int64_t to) {
       OperandTask part = preparation;
       part.from = from;
       part.to = to;
@@ -164,34 +164,28 @@ at::Tensor multiply(const at::Tensor& x, const at::Tensor& packed, const at::Ten
     const int64_t parts = (count + cached - 1) / cached;
     const int64_t tasks = parts * layout.panels();
     const int64_t work = count * layout.inputs * layout.panels() * kPanelOutputs;
-    const int64_t threads =
-        std::min({int64_t(at::get_num_threads()), tasks, (work + kThreadWork - 1) / kThreadWork});
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      for (int64_t i = next++; i < tasks; i = next++) {
-        const int64_t row = i / layout.panels() * cached;
-        const int64_t panel = i % layout.panels();
-        const int64_t column = panel * layout.columns();
-        const int64_t offset = ((first + row) * outputs + column) * bytes;
-        ProductTask task;
-        task.operands = operands + row * operand;
-        task.rows = std::min(cached, count - row);
-        task.inputs = layout.inputs;
-        task.panel = static_cast<const char*>(packed.const_data_ptr()) + panel * layout.panel_bytes();
-        task.bias = biases == nullptr ? nullptr : biases + column;
-        task.gated_bias = biases == nullptr ? nullptr : biases + outputs + column;
-        task.activation = static_cast<Activation>(activation);
-        task.gated = gated;
-        task.residual =
-            residual == nullptr ? nullptr : static_cast<const char*>(residual->const_data_ptr()) + offset;
-        task.out = static_cast<char*>(out.mutable_data_ptr()) + offset;
-        task.stride = outputs;
-        task.columns = std::min(layout.columns(), outputs - column);
-        kernel(task);
-      }
+    share(tasks, (work + kThreadWork - 1) / kThreadWork, [&](int64_t i) {
+      const int64_t row = i / layout.panels() * cached;
+      const int64_t panel = i % layout.panels();
+      const int64_t column = panel * layout.columns();
+      const int64_t offset = ((first + row) * outputs + column) * result;
+      ProductTask task;
+      task.operands = operands + row * operand;
+      task.rows = std::min(cached, count - row);
+      task.inputs = layout.inputs;
+      task.panel = static_cast<const char*>(packed.const_data_ptr()) + panel * layout.panel_bytes();
+      task.bias = biases == nullptr ? nullptr : biases + column;
+      task.gated_bias = biases == nullptr ? nullptr : biases + outputs + column;
+      task.activation = static_cast<Activation>(activation);
+      task.gated = gated;
+      task.wide = wide;
+      task.add = add;
+      task.out = static_cast<char*>(out.mutable_data_ptr()) + offset;
+      task.stride = outputs;
+      task.columns = std::min(layout.columns(), outputs - column);
+      kernel(task);
     });
   }
-  return out;
 }
 
 }  // namespace
@@ -204,12 +198,12 @@ at::Tensor* tfs_product_pack(const at::Tensor* weight, bool gated, bool quantize
   return trustformers::tensor_or_error(error, capacity, [&] { return pack(*weight, gated, quantized); });
 }
 
-// bias, residual: null for none.
-at::Tensor* tfs_product_run(const at::Tensor* x, const at::Tensor* packed, const at::Tensor* bias,
-                            const at::Tensor* residual, int64_t outputs, bool gated, bool quantized, int activation,
-                            int instruction_set, char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] {
-    return multiply(*x, *packed, bias, residual, outputs, gated, quantized, activation, instruction_set);
+// bias: null for none.
+bool tfs_product_run(const at::Tensor* x, const at::Tensor* packed, const at::Tensor* bias,
+                     int64_t outputs, bool gated, bool quantized, int activation, bool add, at::Tensor* out,
+                     int instruction_set, char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity, [&] {
+    multiply(*x, *packed, bias, outputs, gated, quantized, activation, add, *out, instruction_set);
   });
 }
 

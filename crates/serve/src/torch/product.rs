@@ -7,7 +7,7 @@ use std::ptr;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::guard::tensor_or_error;
+use super::guard::{done_or_error, tensor_or_error};
 use super::linear::Activation;
 use super::paged::InstructionSet;
 
@@ -24,15 +24,16 @@ unsafe extern "C" {
         x: *const C_tensor,
         packed: *const C_tensor,
         bias: *const C_tensor,
-        residual: *const C_tensor,
         outputs: i64,
         gated: bool,
         quantized: bool,
         activation: c_int,
+        add: bool,
+        out: *mut C_tensor,
         instruction_set: c_int,
         error: *mut c_char,
         capacity: usize,
-    ) -> *mut C_tensor;
+    ) -> bool;
 }
 
 /// The most inputs whose products with int8 weights can be summed in 32 bits.
@@ -125,36 +126,62 @@ impl Product {
         Ok(Self { packed, bias, outputs, quantized, finish })
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`, in the type of `x`, which must be that of the weights unless those are
-    /// quantised. `residual`, as large as the result, is added to it.
+    /// Outputs of a row.
+    pub fn outputs(&self) -> i64 {
+        self.outputs
+    }
+
+    /// Writes the product with `x` `[rows, inputs]` to `out` `[rows, outputs]`. `x` must be of the type of the weights
+    /// unless those are quantised, `out` of that type or of `f32`.
     ///
     /// # Errors
     /// When shapes or types do not fit each other.
     pub fn forward(
         &self,
         x: &Tensor,
-        residual: Option<&Tensor>,
+        out: &mut Tensor,
         instruction_set: InstructionSet,
-    ) -> Result<Tensor, TchError> {
-        let or_null = |tensor: Option<&Tensor>| tensor.map_or(ptr::null(), Tensor::as_ptr);
-        // SAFETY: the tensors outlive the call, which checks them, accepts no bias and no residual, and answers a
-        // new tensor.
-        unsafe {
-            tensor_or_error(|error, capacity| {
-                tfs_product_run(
-                    x.as_ptr(),
-                    self.packed.as_ptr(),
-                    or_null(self.bias.as_ref()),
-                    or_null(residual),
-                    self.outputs,
-                    self.finish.gated(),
-                    self.quantized,
-                    self.finish.code(),
-                    instruction_set.code(),
-                    error,
-                    capacity,
-                )
-            })
-        }
+    ) -> Result<(), TchError> {
+        self.run(x, out, false, instruction_set)
+    }
+
+    /// The same, added to what `out` has.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit each other.
+    pub fn forward_add(
+        &self,
+        x: &Tensor,
+        out: &mut Tensor,
+        instruction_set: InstructionSet,
+    ) -> Result<(), TchError> {
+        self.run(x, out, true, instruction_set)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        out: &mut Tensor,
+        add: bool,
+        instruction_set: InstructionSet,
+    ) -> Result<(), TchError> {
+        let bias = self.bias.as_ref().map_or(ptr::null(), Tensor::as_ptr);
+        // SAFETY: the tensors outlive the call, which checks them and accepts no bias.
+        done_or_error(|error, capacity| unsafe {
+            tfs_product_run(
+                x.as_ptr(),
+                self.packed.as_ptr(),
+                bias,
+                self.outputs,
+                self.finish.gated(),
+                self.quantized,
+                self.finish.code(),
+                add,
+                out.as_mut_ptr(),
+                instruction_set.code(),
+                error,
+                capacity,
+            )
+        })
     }
 }

@@ -3,6 +3,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::activations::Activations;
 use super::config::LayerAttention;
 use super::norm::rms;
 use super::step::Batch;
@@ -41,31 +42,31 @@ impl Means {
 }
 
 impl StepAttention<'_> {
-    /// Writes the keys and values of a step's rows to one layer's pages, and answers what each row attends to,
-    /// `[rows, heads * head_dim]`; and how many pages were gathered for that.
-    ///
-    /// `projections` is `[rows, (heads + 2 * kv_heads) * head_dim]`.
+    /// Writes the keys and values of a step's rows to one layer's pages, and to `mixed` what each row attends to.
+    /// Answers how many pages were gathered for that.
     pub(super) fn forward(
         &self,
-        projections: &Tensor,
+        activations: &mut Activations,
         layer: &LayerAttention,
         norms: Option<&(Tensor, Tensor)>,
         pages: &mut Pages,
-    ) -> Result<(Tensor, u64), TchError> {
+    ) -> Result<u64, TchError> {
+        let Activations { projections, queries, mixed, .. } = activations;
         let preparation =
             Preparation { angles: self.angles.as_ref(), norms, eps: self.eps, scale: layer.scale };
         match self.means {
             Means::Kernels(instructions) => {
                 let batch = self.batch;
-                let queries = paged::project(projections, &preparation, pages, &batch.slots, instructions)?;
+                paged::project(projections, &preparation, pages, &batch.slots, queries, instructions)?;
                 let (spans, table) = (&batch.spans, &batch.table);
-                let mixed =
-                    paged::paged_attention(&queries, pages, spans, table, layer.window, instructions)?;
-                Ok((mixed, 0))
+                paged::paged_attention(queries, pages, spans, table, layer.window, mixed, instructions)?;
+                Ok(0)
             }
             Means::Operators => {
                 let queries = self.project(projections, &preparation, pages)?;
-                self.attend(&queries, pages, layer.window)
+                let gathered;
+                (*mixed, gathered) = self.attend(&queries, pages, layer.window)?;
+                Ok(gathered)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::activations::{Activations, Workspace};
 use super::attention::{Means, StepAttention};
 use super::cache::KvCache;
 use super::config::{DecoderConfig, Positions};
@@ -56,42 +57,54 @@ impl Decoder {
         })
     }
 
+    /// Whether kernels of ours do all its products.
+    pub(super) fn is_packed(&self) -> bool {
+        let layers = self.layers.iter();
+        let products = layers.flat_map(|layer| [&layer.qkv, &layer.attention_output, &layer.up, &layer.down]);
+        products.chain([&self.head]).all(|product| matches!(product, Projection::Kernels(_)))
+    }
+
     /// Logits `[rows sampled, vocabulary]` in `f32`, and how many pages were gathered. Keys and values of all rows
     /// are written to the cache.
     pub(super) fn forward(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
+        workspace: &mut Workspace,
         means: Means,
     ) -> Result<(Tensor, u64), TchError> {
         let instructions = match means {
             Means::Kernels(instructions) => instructions,
             Means::Operators => InstructionSet::best(),
         };
+        let long = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let (rows, sampled) = (long(batch.tokens.len()), long(batch.sampled.len()));
         let mut x = self.embed(batch)?;
+        let mut of = workspace.activations(rows, &self.config, self.kind, self.device)?;
         let step = self.step_attention(batch, means)?;
         let mut gathered = 0;
         let last = self.layers.len().saturating_sub(1);
-        let sampled = Tensor::f_from_slice(&batch.sampled)?.f_to_device(self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let normed = layer.attention_norm.forward(&x, instructions)?;
-            let projections = layer.qkv.forward(&normed, instructions)?;
-            drop(normed);
+            layer.attention_norm.forward(&x, &mut of.normed, instructions)?;
+            layer.qkv.forward(&of.normed, &mut of.projections, instructions)?;
             let (attention, pages) = (&self.config.layers[index], &mut cache.layers[index]);
-            let (mut mixed, count) =
-                step.forward(&projections, attention, layer.head_norms.as_ref(), pages)?;
-            drop(projections);
-            gathered += count;
-            if index == last {
+            gathered += step.forward(&mut of, attention, layer.head_norms.as_ref(), pages)?;
+            if index == last && sampled < rows {
                 // From here on rows do not meet: those without logits have done their part.
-                mixed = mixed.f_index_select(0, &sampled)?;
-                x = x.f_index_select(0, &sampled)?;
+                let indices = Tensor::f_from_slice(&batch.sampled)?.f_to_device(self.device)?;
+                let mixed = of.mixed.f_index_select(0, &indices)?;
+                x = x.f_index_select(0, &indices)?;
+                of = Activations { mixed, ..of.first(sampled)? };
             }
-            x = layer.attention_output.forward_add(&mixed, &x, instructions)?;
-            x = perceptron(layer, &x, instructions)?;
+            layer.attention_output.forward_add(&of.mixed, &mut x, instructions)?;
+            layer.perceptron_norm.forward(&x, &mut of.normed, instructions)?;
+            layer.up.forward(&of.normed, &mut of.wide, instructions)?;
+            layer.down.forward_add(&of.wide, &mut x, instructions)?;
         }
-        let states = self.norm.forward(&x, instructions)?;
-        Ok((self.head.forward(&states, instructions)?.f_to_kind(Kind::Float)?, gathered))
+        self.norm.forward(&x, &mut of.normed, instructions)?;
+        let mut logits = Tensor::f_empty([sampled, self.config.vocabulary], (Kind::Float, self.device))?;
+        self.head.forward(&of.normed, &mut logits, instructions)?;
+        Ok((logits.f_to_kind(Kind::Float)?, gathered))
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, TchError> {
@@ -124,10 +137,4 @@ impl Decoder {
             means,
         })
     }
-}
-
-fn perceptron(layer: &LayerWeights, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
-    let normed = layer.perceptron_norm.forward(x, instructions)?;
-    let wide = layer.up.forward(&normed, instructions)?;
-    layer.down.forward_add(&wide, x, instructions)
 }

@@ -14,6 +14,7 @@
 //! over [`cache`];
 //! [`runner`] is what others call.
 
+mod activations;
 mod attention;
 mod cache;
 mod config;

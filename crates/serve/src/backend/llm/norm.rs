@@ -14,18 +14,24 @@ pub(super) enum Norm {
 }
 
 impl Norm {
-    /// `[rows, width]` to the same.
-    pub(super) fn forward(&self, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
+    /// `x` `[rows, width]`, normed, in `out`: in its memory where a kernel of ours does it.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        out: &mut Tensor,
+        instructions: InstructionSet,
+    ) -> Result<(), TchError> {
         match self {
             Self::Rms { weight, eps } if x.device() == Device::Cpu => {
-                paged::rms_norm(x, weight, *eps, instructions)
+                return paged::rms_norm(x, weight, *eps, out, instructions);
             }
-            Self::Rms { weight, eps } => Ok(rms(x, weight, *eps)?.f_to_kind(x.kind())?),
+            Self::Rms { weight, eps } => *out = rms(x, weight, *eps)?.f_to_kind(x.kind())?,
             Self::Layer { weight, bias, eps } => {
                 let width = weight.size();
-                x.f_layer_norm(&width[..], Some(weight), Some(bias), *eps, true)
+                *out = x.f_layer_norm(&width[..], Some(weight), Some(bias), *eps, true)?;
             }
         }
+        Ok(())
     }
 }
 

@@ -33,28 +33,35 @@ impl Projection {
         Ok(Self::Operators(Linear::new(weight, bias)?, finish))
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`.
-    pub(super) fn forward(&self, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
+    /// `x` `[rows, inputs]` to `out` `[rows, outputs]`: in its memory, and in its type, where kernels of ours do it.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        out: &mut Tensor,
+        instructions: InstructionSet,
+    ) -> Result<(), TchError> {
         match self {
-            Self::Kernels(product) => product.forward(x, None, instructions),
-            Self::Operators(linear, Finish::Plain(activation)) => linear.forward(x, *activation),
+            Self::Kernels(product) => return product.forward(x, out, instructions),
+            Self::Operators(linear, Finish::Plain(activation)) => *out = linear.forward(x, *activation)?,
             Self::Operators(linear, Finish::Gated(activation)) => {
-                gated(&linear.forward(x, Activation::None)?, *activation)
+                *out = gated(&linear.forward(x, Activation::None)?, *activation)?;
             }
         }
+        Ok(())
     }
 
-    /// The same with `other`, as large as the result, added to it. Only for sums that nothing else is done to.
+    /// The same, added to what `out` has. Only for sums that nothing else is done to.
     pub(super) fn forward_add(
         &self,
         x: &Tensor,
-        other: &Tensor,
+        out: &mut Tensor,
         instructions: InstructionSet,
-    ) -> Result<Tensor, TchError> {
+    ) -> Result<(), TchError> {
         match self {
-            Self::Kernels(product) => product.forward(x, Some(other), instructions),
-            Self::Operators(linear, _) => linear.forward_add(x, other),
+            Self::Kernels(product) => return product.forward_add(x, out, instructions),
+            Self::Operators(linear, _) => *out = linear.forward_add(x, out)?,
         }
+        Ok(())
     }
 }
 

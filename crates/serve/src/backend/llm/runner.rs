@@ -6,6 +6,7 @@ use std::thread::ThreadId;
 use tch::{Device, Kind, Tensor};
 use trustformers_batching::continuous::{BlockId, Work};
 
+use super::activations::Workspace;
 use super::attention::Means;
 use super::cache::{CacheSize, KvCache};
 use super::config::{self, DecoderConfig, Settings};
@@ -15,6 +16,7 @@ use super::generation::Generation;
 use super::step::{Batch, Limits};
 use crate::backend::checkpoint::{Checkpoint, CheckpointError};
 use crate::tensor::DType;
+use crate::torch::device;
 use crate::torch::memory::Turnover;
 use crate::torch::shim::InferenceMode;
 use crate::torch::tensor::kind;
@@ -102,7 +104,17 @@ impl LoadedDecoder {
         let _inference = InferenceMode::enter();
         let cache = KvCache::new(&decoder.config, size, decoder.kind, decoder.device)?;
         let means = Means::best(decoder.device);
-        Ok(Runner { decoder, generation, cache, means, threads, threads_set_on: None, pages_gathered: 0 })
+        let workspace = Workspace::new();
+        Ok(Runner {
+            decoder,
+            generation,
+            cache,
+            workspace,
+            means,
+            threads,
+            threads_set_on: None,
+            pages_gathered: 0,
+        })
     }
 }
 
@@ -111,9 +123,10 @@ pub struct Runner {
     decoder: Decoder,
     generation: Generation,
     cache: KvCache,
+    workspace: Workspace,
     means: Means,
     threads: usize,
-    /// The thread that LibTorch's thread count was set for.
+    /// The thread that helpers were set for.
     threads_set_on: Option<ThreadId>,
     pages_gathered: u64,
 }
@@ -170,23 +183,29 @@ impl Runner {
         let CacheSize { blocks, block_size } = self.cache.size;
         let (vocabulary, context) = (self.decoder.config.vocabulary, self.decoder.config.context);
         let batch = Batch::new(work, Limits { vocabulary, context, blocks, block_size });
-        self.set_threads();
+        self.set_threads()?;
         let _inference = InferenceMode::enter();
         self.cache.copy(copies)?;
         let batch = batch?;
         if batch.tokens.is_empty() {
             return Ok(Tensor::f_zeros([0, vocabulary], (Kind::Float, self.decoder.device))?);
         }
-        let (logits, gathered) = self.decoder.forward(&batch, &mut self.cache, self.means)?;
+        let (logits, gathered) =
+            self.decoder.forward(&batch, &mut self.cache, &mut self.workspace, self.means)?;
         self.pages_gathered += gathered;
         Ok(logits)
     }
 
-    fn set_threads(&mut self) {
+    fn set_threads(&mut self) -> Result<(), BackendError> {
         let thread = std::thread::current().id();
         if self.threads_set_on != Some(thread) {
-            crate::torch::device::set_threads(self.threads);
+            device::set_threads(self.threads);
+            // Beside LibTorch's helpers ours would want for cores: kernels have their own where all of them are ours.
+            if self.decoder.device == Device::Cpu && self.decoder.is_packed() {
+                device::start_team(self.threads)?;
+            }
             self.threads_set_on = Some(thread);
         }
+        Ok(())
     }
 }

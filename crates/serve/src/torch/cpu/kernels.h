@@ -106,7 +106,8 @@ struct ProductTask {
   const float* gated_bias;
   Activation activation;
   bool gated;            // out = activation(first half of the panel) * second half
-  const void* residual;  // as out, added to it; null for none
+  bool add;              // to what out has
+  bool wide;             // whether out is of f32, and not of the element type
   void* out;             // [rows, columns], rows `stride` apart
   int64_t stride;
   int64_t columns;

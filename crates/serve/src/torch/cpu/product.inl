@@ -110,8 +110,9 @@ static inline void finish(const ProductTask& task, int64_t row, int64_t rows, co
         if (task.gated_bias != nullptr) other += load_upto(task.gated_bias + at, count);
         sums *= other;
       }
-      if (task.residual != nullptr) sums += load_upto((const E*)task.residual + offset + at, count);
-      store_upto((E*)task.out + offset + at, sums, count);
+      E* out = (E*)task.out + offset + at;
+      if (task.add) sums += load_upto(out, count);
+      store_upto(out, sums, count);
     }
   }
 }
@@ -122,7 +123,11 @@ static inline void multiply_rows(const ProductTask& task, int64_t row, int64_t r
     if (rows < R) return multiply_rows<W, E, R - 1>(task, row, rows);
     alignas(64) float tile[R * kPanelOutputs];
     Product<W>::template multiply<R>(task.operands + row * operand_stride(task.inputs), task.inputs, task.panel, tile);
-    finish<E>(task, row, R, tile);
+    if (task.wide) {
+      finish<float>(task, row, R, tile);
+    } else {
+      finish<E>(task, row, R, tile);
+    }
   }
 }
 
