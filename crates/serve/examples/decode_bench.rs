@@ -90,7 +90,7 @@ fn read_bandwidth(threads: usize) -> f64 {
 fn product_rate(rows: i64, kind: Kind, quantized: bool) -> Result<f64, Box<dyn Error>> {
     let (inputs, outputs) = (768, 512);
     let weight = Tensor::f_randn([outputs, inputs], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
-    let product = Product::new(&weight, None, Finish::Plain(Activation::None), quantized)?;
+    let product = Product::new(&[weight], kind, None, Finish::Plain(Activation::None), quantized)?;
     let x = Tensor::f_randn([rows, inputs], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
     let set = InstructionSet::best();
     let mut out = Tensor::f_empty([rows, outputs], (kind, Device::Cpu))?;
@@ -146,7 +146,7 @@ impl Parts {
     fn new(config: &DecoderConfig, kind: Kind, int8: bool, blocks: usize) -> Result<Self, Box<dyn Error>> {
         let product = |outputs: i64, inputs: i64, finish: Finish| {
             let weight = Tensor::f_ones([outputs, inputs], (kind, Device::Cpu))?;
-            Product::new(&weight, None, finish, int8)
+            Product::new(&[weight], kind, None, finish, int8)
         };
         let plain = Finish::Plain(Activation::None);
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);

@@ -36,8 +36,11 @@ pub(super) fn load(
     let vocabulary = usize::try_from(decoder.config().vocabulary).unwrap_or(0);
     let block_size = settings.batching.continuous.block_size as usize;
     let size = CacheSize { blocks: blocks as usize, block_size };
-    let mut runner = decoder.with_cache(size).map_err(|error| error.to_string())?;
+    // Warmed up with a cache of its own: the memory of the other is to be taken as it is used.
+    let mut runner =
+        decoder.with_cache(CacheSize { blocks: 1, block_size }).map_err(|error| error.to_string())?;
     warm_up(&mut runner, settings.warmup)?;
+    let runner = runner.with_cache(size).map_err(|error| error.to_string())?;
     let batching = &settings.batching;
     let guard = Guard {
         breaker: Some(batching.breaker.clone()).filter(|breaker| breaker.failures > 0),

@@ -7,14 +7,16 @@
 
 namespace trustformers {
 
-inline cpu::Element element_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline cpu::Element element_of(at::ScalarType type) {
+  switch (type) {
     case at::kFloat: return cpu::kFloat;
     case at::kBFloat16: return cpu::kBFloat16;
     case at::kHalf: return cpu::kHalf;
-    default: TORCH_CHECK(false, "no CPU kernel for elements of type ", tensor.scalar_type());
+    default: TORCH_CHECK(false, "no CPU kernel for elements of type ", type);
   }
 }
+
+inline cpu::Element element_of(const at::Tensor& tensor) { return element_of(tensor.scalar_type()); }
 
 inline void check_plain(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), name, " must be contiguous and on the CPU");

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
@@ -65,21 +66,85 @@ void check_layout(const Layout& layout) {
   TORCH_CHECK(!layout.quantized || layout.inputs <= 65536, layout.inputs, " inputs are too many for int8");
 }
 
+// Weights as they are read: matrices one under another, each of rows that may lie in any order in memory.
+class Weights {
+ public:
+  Weights(const at::Tensor* const* parts, size_t count) : parts_(parts, parts + count) {
+    TORCH_CHECK(count > 0, "a weight of nothing");
+    for (const at::Tensor* part : parts_) {
+      TORCH_CHECK(part->device().is_cpu() && part->dim() == 2 && part->size(1) == inputs(),
+                  "a weight must be matrices of equally long rows on the CPU");
+      element_of(*part);
+      rows_ += part->size(0);
+    }
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t inputs() const { return parts_.front()->size(1); }
+
+  // A row in memory, where it lies there as elements of `element` side by side.
+  const char* row_of(Element element, int64_t row) const {
+    const at::Tensor& part = part_of(row);
+    return element_of(part) == element && part.stride(1) == 1 ? start(part, row) : nullptr;
+  }
+
+  // A row as f32.
+  void read(int64_t row, float* to) const {
+    const at::Tensor& part = part_of(row);
+    switch (element_of(part)) {
+      case kFloat: return read_as<float>(part, row, to);
+      case kBFloat16: return read_as<at::BFloat16>(part, row, to);
+      case kHalf: return read_as<at::Half>(part, row, to);
+    }
+  }
+
+ private:
+  // The part that a row is in; `row` becomes its number there.
+  const at::Tensor& part_of(int64_t& row) const {
+    size_t part = 0;
+    while (row >= parts_[part]->size(0)) row -= parts_[part++]->size(0);
+    return *parts_[part];
+  }
+
+  static const char* start(const at::Tensor& part, int64_t row) {
+    return static_cast<const char*>(part.const_data_ptr()) + row * part.stride(0) * part.element_size();
+  }
+
+  template <class T>
+  void read_as(const at::Tensor& part, int64_t row, float* to) const {
+    const auto* from = reinterpret_cast<const T*>(start(part, row));
+    const int64_t inputs = part.size(1), stride = part.stride(1);
+    for (int64_t i = 0; i < inputs; ++i) to[i] = static_cast<float>(from[i * stride]);
+  }
+
+  std::vector<const at::Tensor*> parts_;
+  int64_t rows_ = 0;
+};
+
 // One row of weights at its place in a panel.
 void pack_row(const char* from, int64_t bytes, char* to) {
   for (int64_t at = 0; at < bytes; at += 4, to += 4 * kPanelOutputs) std::memcpy(to, from + at, 4);
 }
 
-// The same, rounded to int8 with a scale of its own.
+// The same, each weight rounded to T first.
 template <class T>
-void quantize_row(const T* from, int64_t inputs, char* panel, int64_t at) {
+void pack_rounded(const float* from, int64_t inputs, char* to) {
+  constexpr int64_t parts = 4 / sizeof(T);
+  for (int64_t at = 0; at < inputs; at += parts, to += 4 * kPanelOutputs) {
+    T word[parts];
+    for (int64_t i = 0; i < parts; ++i) word[i] = static_cast<T>(from[at + i]);
+    std::memcpy(to, word, sizeof word);
+  }
+}
+
+// The same, rounded to int8 with a scale of its own.
+void quantize_row(const float* from, int64_t inputs, char* panel, int64_t at) {
   float largest = 0;
-  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::abs(static_cast<float>(from[i])));
+  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::abs(from[i]));
   const float scale = largest / 127.0f;
   int32_t sum = 0;
   for (int64_t i = 0; i < inputs; ++i) {
-    const float whole = largest > 0 ? std::nearbyint(static_cast<float>(from[i]) / scale) : 0.0f;
-    const auto rounded = static_cast<int8_t>(whole);
+    const auto rounded = static_cast<int8_t>(largest > 0 ? std::nearbyint(from[i] / scale) : 0.0f);
     sum += rounded;
     panel[i / 4 * 4 * kPanelOutputs + at * 4 + i % 4] = static_cast<char>(rounded);
   }
@@ -97,32 +162,36 @@ void prefer_large_pages(void* memory, int64_t bytes) {
   if (end > start) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 }
 
-at::Tensor pack(const at::Tensor& weight, bool gated, bool quantized) {
-  check_plain(weight, "weight");
-  TORCH_CHECK(weight.dim() == 2 && (!gated || weight.size(0) % 2 == 0), "a weight must be rows, in halves if gated");
-  const auto kind = element_of(weight);
-  const int64_t bytes = weight.element_size();
-  const Layout layout{weight.size(0) / (gated ? 2 : 1), weight.size(1), quantized, gated, quantized ? 1 : bytes};
+at::Tensor pack(const Weights& weights, Element element, bool gated, bool quantized) {
+  TORCH_CHECK(!gated || weights.rows() % 2 == 0, "a gated weight must be of two halves");
+  const int64_t inputs = weights.inputs();
+  const int64_t bytes = quantized ? 1 : element == kFloat ? 4 : 2;
+  const Layout layout{weights.rows() / (gated ? 2 : 1), inputs, quantized, gated, bytes};
   check_layout(layout);
   auto packed = at::empty({layout.panels() * layout.panel_bytes()}, at::TensorOptions().dtype(at::kByte));
   auto* to = static_cast<char*>(packed.mutable_data_ptr());
   prefer_large_pages(to, packed.numel());
-  const auto* from = static_cast<const char*>(weight.const_data_ptr());
   share(layout.panels(), layout.panels(), [&](int64_t panel) {
     char* here = to + panel * layout.panel_bytes();
     std::memset(here, 0, layout.panel_bytes());
+    float* floats = scratch_of<Weights>(inputs);
     for (int64_t at = 0; at < kPanelOutputs; ++at) {
       const int64_t row = layout.row(panel, at);
       if (row < 0) continue;
-      const char* weights = from + row * layout.inputs * bytes;
-      if (!quantized) {
-        pack_row(weights, layout.inputs * bytes, here + at * 4);
-      } else if (kind == kFloat) {
-        quantize_row(reinterpret_cast<const float*>(weights), layout.inputs, here, at);
-      } else if (kind == kBFloat16) {
-        quantize_row(reinterpret_cast<const at::BFloat16*>(weights), layout.inputs, here, at);
+      const char* plain = quantized ? nullptr : weights.row_of(element, row);
+      if (plain != nullptr) {
+        pack_row(plain, inputs * bytes, here + at * 4);
+        continue;
+      }
+      weights.read(row, floats);
+      if (quantized) {
+        quantize_row(floats, inputs, here, at);
+      } else if (element == kFloat) {
+        pack_rounded<float>(floats, inputs, here + at * 4);
+      } else if (element == kBFloat16) {
+        pack_rounded<at::BFloat16>(floats, inputs, here + at * 4);
       } else {
-        quantize_row(reinterpret_cast<const at::Half*>(weights), layout.inputs, here, at);
+        pack_rounded<at::Half>(floats, inputs, here + at * 4);
       }
     }
   });
@@ -194,8 +263,12 @@ extern "C" {
 
 bool tfs_product_has_matrix_units() { return has_matrix_units(); }
 
-at::Tensor* tfs_product_pack(const at::Tensor* weight, bool gated, bool quantized, char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] { return pack(*weight, gated, quantized); });
+// kind: the scalar type that the product is of.
+at::Tensor* tfs_product_pack(const at::Tensor* const* parts, size_t count, int kind, bool gated, bool quantized,
+                             char* error, size_t capacity) {
+  return trustformers::tensor_or_error(error, capacity, [&] {
+    return pack(Weights(parts, count), element_of(static_cast<at::ScalarType>(kind)), gated, quantized);
+  });
 }
 
 // bias: null for none.

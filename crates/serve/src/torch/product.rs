@@ -9,12 +9,15 @@ use torch_sys::C_tensor;
 
 use super::guard::{done_or_error, tensor_or_error};
 use super::linear::Activation;
+use super::mapped::scalar_type;
 use super::paged::InstructionSet;
 
 unsafe extern "C" {
     fn tfs_product_has_matrix_units() -> bool;
     fn tfs_product_pack(
-        weight: *const C_tensor,
+        parts: *const *const C_tensor,
+        count: usize,
+        kind: c_int,
         gated: bool,
         quantized: bool,
         error: *mut c_char,
@@ -87,42 +90,45 @@ pub struct Product {
 }
 
 impl Product {
-    /// Whether a weight is better multiplied here than by LibTorch: on a CPU without matrix units, where its inputs
-    /// fill words of four bytes.
-    pub fn suits(weight: &Tensor, quantized: bool) -> bool {
-        let inputs = weight.size().last().copied().unwrap_or(0);
-        if weight.device() != Device::Cpu {
+    /// Whether products with rows of so many inputs are better computed here than by LibTorch: on a CPU without
+    /// matrix units, where inputs fill words of four bytes.
+    pub fn suits(inputs: i64, kind: Kind, device: Device, quantized: bool) -> bool {
+        if device != Device::Cpu {
             return false;
         }
         if quantized {
             return inputs % 4 == 0 && inputs <= MOST_QUANTIZED_INPUTS;
         }
-        let bytes = i64::try_from(weight.kind().elt_size_in_bytes()).unwrap_or(0);
+        let bytes = i64::try_from(kind.elt_size_in_bytes()).unwrap_or(0);
         // SAFETY: asks the CPU, and takes no pointer.
-        let rivalled = weight.kind() == Kind::BFloat16 && unsafe { tfs_product_has_matrix_units() };
+        let rivalled = kind == Kind::BFloat16 && unsafe { tfs_product_has_matrix_units() };
         inputs * bytes % 4 == 0 && !rivalled
     }
 
-    /// Packs `weight` `[outputs, inputs]` of `f32`, `bf16` or `f16`; where gated, the gate's outputs come first. With
-    /// `quantized`, each output's weights become int8 with a scale of their own. `bias` is `[outputs]`.
+    /// Packs `weights`, matrices `[outputs, inputs]` of `f32`, `bf16` or `f16` one under another, for products of
+    /// `kind`; where gated, the gate's outputs come first. They are read where they are, and only what is packed takes
+    /// memory. With `quantized`, each output's weights become int8 with a scale of their own. `bias` is `[outputs]`.
     ///
     /// # Errors
-    /// When the weight does not suit.
+    /// When the weights do not suit.
     pub fn new(
-        weight: &Tensor,
+        weights: &[Tensor],
+        kind: Kind,
         bias: Option<&Tensor>,
         finish: Finish,
         quantized: bool,
     ) -> Result<Self, TchError> {
-        let weight = weight.f_contiguous()?;
-        // SAFETY: `weight` outlives the call, which checks it and answers a new tensor.
+        let (parts, code): (Vec<_>, _) = (weights.iter().map(Tensor::as_ptr).collect(), scalar_type(kind)?);
+        // SAFETY: the parts outlive the call, which checks them and answers a new tensor.
         let packed = unsafe {
             tensor_or_error(|error, capacity| {
-                tfs_product_pack(weight.as_ptr(), finish.gated(), quantized, error, capacity)
+                let (list, count) = (parts.as_ptr().cast(), parts.len());
+                tfs_product_pack(list, count, code, finish.gated(), quantized, error, capacity)
             })
         }?;
         let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)?.f_contiguous()).transpose()?;
-        let outputs = weight.size()[0] / if finish.gated() { 2 } else { 1 };
+        let rows: i64 = weights.iter().map(|part| part.size()[0]).sum();
+        let outputs = rows / if finish.gated() { 2 } else { 1 };
         Ok(Self { packed, bias, outputs, quantized, finish })
     }
 

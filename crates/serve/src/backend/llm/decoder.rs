@@ -9,7 +9,7 @@ use super::config::{DecoderConfig, Positions};
 use super::error::LlmError;
 use super::loader::{LayerWeights, Loader};
 use super::norm::Norm;
-use super::projection::Projection;
+use super::projection::{Projection, Target};
 use super::step::Batch;
 use crate::backend::checkpoint::Checkpoint;
 use crate::torch::paged::InstructionSet;
@@ -30,15 +30,13 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Reads the weights and packs those of products, as int8 if `quantized`.
+    /// Reads the weights and packs those of products.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
-        device: Device,
-        kind: Kind,
-        quantized: bool,
+        target: Target,
     ) -> Result<Self, LlmError> {
-        let loader = Loader::new(checkpoint, config, device, kind, quantized);
+        let loader = Loader::new(checkpoint, config, target);
         let mut layers = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
             layers.push(loader.layer(index)?);
@@ -52,8 +50,8 @@ impl Decoder {
             norm: loader.final_norm()?,
             head: loader.head()?,
             config: config.clone(),
-            device,
-            kind,
+            device: target.device,
+            kind: target.kind,
         })
     }
 

@@ -1,12 +1,12 @@
 //! A decoder's weights by their roles, read from a checkpoint to a device in the type computed with.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Kind, Tensor};
 
 use super::config::{DecoderConfig, NormKind, Perceptron, Positions};
 use super::error::LlmError;
 use super::names::QkvNames;
 use super::norm::Norm;
-use super::projection::Projection;
+use super::projection::{Projection, Target};
 use crate::backend::checkpoint::Checkpoint;
 use crate::torch::linear::Activation;
 use crate::torch::product::Finish;
@@ -19,10 +19,7 @@ const PLAIN: Finish = Finish::Plain(Activation::None);
 pub(super) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a DecoderConfig,
-    device: Device,
-    kind: Kind,
-    /// Whether weights of products become int8.
-    quantized: bool,
+    target: Target,
     prefix: &'static str,
 }
 
@@ -41,16 +38,10 @@ pub(super) struct LayerWeights {
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(
-        checkpoint: &'a Checkpoint,
-        config: &'a DecoderConfig,
-        device: Device,
-        kind: Kind,
-        quantized: bool,
-    ) -> Self {
+    pub(super) fn new(checkpoint: &'a Checkpoint, config: &'a DecoderConfig, target: Target) -> Self {
         let bare = checkpoint.has(&format!("{}.weight", config.names.tokens));
         let prefix = if bare { "" } else { config.names.prefix };
-        Self { checkpoint, config, device, kind, quantized, prefix }
+        Self { checkpoint, config, target, prefix }
     }
 
     fn full(&self, name: &str) -> String {
@@ -61,7 +52,7 @@ impl<'a> Loader<'a> {
     pub(super) fn tokens(&self) -> Result<Tensor, LlmError> {
         let name = self.full(self.config.names.tokens);
         let table = self.checkpoint.mapped(&name, &[self.config.vocabulary, self.config.hidden])?;
-        Ok(table.f_to_device(self.device)?)
+        Ok(table.f_to_device(self.target.device)?)
     }
 
     /// Position embeddings `[context, hidden]`, where they are learned.
@@ -71,7 +62,7 @@ impl<'a> Loader<'a> {
         }
         let name = self.full(self.config.names.positions);
         let table = self.checkpoint.mapped(&name, &[self.config.context, self.config.hidden])?;
-        Ok(Some(table.f_to_device(self.device)?))
+        Ok(Some(table.f_to_device(self.target.device)?))
     }
 
     pub(super) fn final_norm(&self) -> Result<Norm, LlmError> {
@@ -84,7 +75,7 @@ impl<'a> Loader<'a> {
         let own = format!("{}.weight", names.head);
         let name = if self.config.tied { self.full(names.tokens) } else { own };
         let weight = self.checkpoint.mapped(&name, &[self.config.vocabulary, self.config.hidden])?;
-        Ok(Projection::new(self.placed(&weight)?, None, PLAIN, self.quantized)?)
+        Ok(Projection::new(&[weight], None, PLAIN, self.target)?)
     }
 
     pub(super) fn layer(&self, index: usize) -> Result<LayerWeights, LlmError> {
@@ -124,14 +115,10 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn placed(&self, tensor: &Tensor) -> Result<Tensor, LlmError> {
-        Ok(tensor.f_to_kind(self.kind)?.f_to_device(self.device)?)
-    }
-
     fn vector(&self, name: &str, width: i64, kind: Kind) -> Result<Tensor, LlmError> {
         // Copied: small, and the pages of the file are forgotten.
         let vector = self.checkpoint.mapped(name, &[width])?;
-        Ok(vector.f_to_kind(kind)?.f_to_device(self.device)?.f_detach_copy()?)
+        Ok(vector.f_to_kind(kind)?.f_to_device(self.target.device)?.f_detach_copy()?)
     }
 
     fn norm(&self, name: &str) -> Result<Norm, LlmError> {
@@ -140,8 +127,8 @@ impl<'a> Loader<'a> {
         match self.config.norm {
             NormKind::Rms => Ok(Norm::Rms { weight: self.vector(&weight, width, Kind::Float)?, eps }),
             NormKind::Layer => Ok(Norm::Layer {
-                weight: self.vector(&weight, width, self.kind)?,
-                bias: self.vector(&format!("{name}.bias"), width, self.kind)?,
+                weight: self.vector(&weight, width, self.target.kind)?,
+                bias: self.vector(&format!("{name}.bias"), width, self.target.kind)?,
                 eps,
             }),
         }
@@ -159,28 +146,15 @@ impl<'a> Loader<'a> {
         for (name, outputs) in parts {
             let weight = format!("{name}.weight");
             weights.push(if self.config.names.transposed {
-                let stored = self.checkpoint.mapped(&weight, &[inputs, *outputs])?;
-                self.placed(&stored.f_transpose(0, 1)?.f_contiguous()?)?
+                self.checkpoint.mapped(&weight, &[inputs, *outputs])?.f_transpose(0, 1)?
             } else {
-                self.placed(&self.checkpoint.mapped(&weight, &[*outputs, inputs])?)?
+                self.checkpoint.mapped(&weight, &[*outputs, inputs])?
             });
             if biased {
-                biases.push(self.vector(&format!("{name}.bias"), *outputs, self.kind)?);
+                biases.push(self.vector(&format!("{name}.bias"), *outputs, self.target.kind)?);
             }
         }
-        let bias = if biased { Some(stacked(biases)?) } else { None };
-        Ok(Projection::new(stacked(weights)?, bias, finish, self.quantized)?)
-    }
-}
-
-/// The only tensor of a list, or all of them one under another.
-fn stacked(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {
-    match parts.pop() {
-        Some(only) if parts.is_empty() => Ok(only),
-        Some(last) => {
-            parts.push(last);
-            Tensor::f_cat(&parts, 0)
-        }
-        None => Err(TchError::Shape("a linear layer of nothing".into())),
+        let bias = if biased { Some(Tensor::f_cat(&biases, 0)?) } else { None };
+        Ok(Projection::new(&weights, bias, finish, self.target)?)
     }
 }

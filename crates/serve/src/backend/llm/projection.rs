@@ -1,10 +1,20 @@
 //! Products with weights: kernels of ours where they are fastest, LibTorch's operators elsewhere.
 
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::torch::linear::{Activation, Linear};
 use crate::torch::paged::InstructionSet;
 use crate::torch::product::{Finish, GateActivation, Product};
+
+/// What weights become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) device: Device,
+    /// What is computed with.
+    pub(super) kind: Kind,
+    /// Whether weights of products become int8.
+    pub(super) quantized: bool,
+}
 
 /// A linear layer with what is done to its sums.
 #[derive(Debug)]
@@ -14,23 +24,26 @@ pub(super) enum Projection {
 }
 
 impl Projection {
-    /// Packs `weight` `[outputs, inputs]`, for a gate its outputs first. With `quantized`, weights become int8.
+    /// Packs `weights`, matrices `[outputs, inputs]` one under another, for a gate its outputs first. With `quantized`,
+    /// they become int8.
     pub(super) fn new(
-        weight: Tensor,
+        weights: &[Tensor],
         bias: Option<Tensor>,
         finish: Finish,
-        quantized: bool,
+        Target { device, kind, quantized }: Target,
     ) -> Result<Self, TchError> {
-        if Product::suits(&weight, quantized) {
-            return Ok(Self::Kernels(Product::new(&weight, bias.as_ref(), finish, quantized)?));
+        let inputs = weights.first().and_then(|weight| weight.size().last().copied()).unwrap_or(0);
+        if Product::suits(inputs, kind, device, quantized) {
+            return Ok(Self::Kernels(Product::new(weights, kind, bias.as_ref(), finish, quantized)?));
         }
         if quantized {
-            let (shape, device) = (weight.size(), weight.device());
             return Err(TchError::Shape(format!(
-                "int8 weights must be on a CPU and of a multiple of 4 inputs: {shape:?} on {device:?} are not"
+                "int8 weights must be on a CPU and of a multiple of 4 inputs: {inputs} on {device:?} are not"
             )));
         }
-        Ok(Self::Operators(Linear::new(weight, bias)?, finish))
+        let placed = |weight: &Tensor| weight.f_to_kind(kind)?.f_to_device(device);
+        let placed = weights.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::Operators(Linear::new(Tensor::f_cat(&placed, 0)?.f_contiguous()?, bias)?, finish))
     }
 
     /// `x` `[rows, inputs]` to `out` `[rows, outputs]`: in its memory, and in its type, where kernels of ours do it.

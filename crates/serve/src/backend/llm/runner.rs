@@ -13,6 +13,7 @@ use super::config::{self, DecoderConfig, Settings};
 use super::decoder::Decoder;
 use super::error::{BackendError, LlmError};
 use super::generation::Generation;
+use super::projection::Target;
 use super::step::{Batch, Limits};
 use crate::backend::checkpoint::{Checkpoint, CheckpointError};
 use crate::tensor::DType;
@@ -74,7 +75,8 @@ pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
     }
     let _turnover = Turnover::begin();
     let _inference = InferenceMode::enter();
-    let decoder = Decoder::load(&checkpoint, &config, options.device, kind, options.quantization.is_some())?;
+    let target = Target { device: options.device, kind, quantized: options.quantization.is_some() };
+    let decoder = Decoder::load(&checkpoint, &config, target)?;
     checkpoint.forget_pages();
     Ok(LoadedDecoder { decoder, generation, threads: options.threads })
 }
@@ -157,6 +159,16 @@ impl Runner {
     /// Pages that were copied together for attention since the start: none on a CPU.
     pub fn pages_gathered(&self) -> u64 {
         self.pages_gathered
+    }
+
+    /// The same model with another cache, in which nothing is.
+    ///
+    /// # Errors
+    /// When the cache cannot be made of such a size.
+    pub fn with_cache(mut self, size: CacheSize) -> Result<Self, LlmError> {
+        let _inference = InferenceMode::enter();
+        self.cache = KvCache::new(&self.decoder.config, size, self.decoder.kind, self.decoder.device)?;
+        Ok(self)
     }
 
     /// Computes attention by other means than the device's best.
