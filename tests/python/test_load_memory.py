@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -88,7 +88,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 @contextmanager
-def serving(folder: Path, models: dict[str, ModelSettings]) -> Iterator[tuple[int, str]]:
+def serving(folder: Path, models: dict[str, ModelSettings]) -> Generator[tuple[int, str]]:
     """The id of a server's process, and its URL."""
     config = ts.ServerConfig(server={"port": 0}, device={"default": "cpu"}, models=models)
     path = folder / "serve.toml"
