@@ -35,7 +35,10 @@ SALTS = count()
 def texts() -> Iterator[ts.Server]:
     """Serves the built-in language model, and one that generates nothing."""
     config = ts.ServerConfig(
-        server={"port": 0}, device={"default": "cpu"}, models={"tinylm": {}, "delay": {"warmup": 0}}
+        # Nothing that is asked here is refused because a busy machine would take long for it.
+        server={"port": 0, "request_timeout": "10m"},
+        device={"default": "cpu"},
+        models={"tinylm": {}, "delay": {"warmup": 0}},
     )
     with ts.Server(config) as server:
         yield server
@@ -43,7 +46,8 @@ def texts() -> Iterator[ts.Server]:
 
 @pytest.fixture
 def client(texts: ts.Server, make_client: MakeClient) -> ts.Client:
-    return make_client(base_url=texts.url)
+    # A refusal is an answer here.
+    return make_client(base_url=texts.url, max_retries=0)
 
 
 def gauge(metrics: str, name: str, state: str) -> int:
@@ -172,7 +176,7 @@ def test_a_seed_draws_the_same_text_again_and_another_draws_another(client: ts.C
 
 def test_a_seed_draws_the_same_text_in_company(texts: ts.Server) -> None:
     async def drawn() -> tuple[list[str], list[str]]:
-        async with ts.AsyncClient(texts.url) as client:
+        async with ts.AsyncClient(texts.url, max_retries=0) as client:
 
             def ask(seed: int) -> Awaitable[Any]:
                 return client.generate(PROMPT, seed=seed, **DRAWN)
@@ -263,7 +267,7 @@ def test_a_stream_whose_block_is_left_gives_its_blocks_up(texts: ts.Server, clie
 
 
 def test_a_client_that_waits_no_longer_gives_its_blocks_up(texts: ts.Server, make_client: MakeClient) -> None:
-    impatient = make_client(base_url=texts.url, timeout=0.3)
+    impatient = make_client(base_url=texts.url, timeout=0.3, max_retries=0)
     with pytest.raises(ts.ReplyTimeoutError):
         impatient.generate(PROMPT, **ENDLESS)
     wait_until_idle(texts.url)
@@ -272,7 +276,7 @@ def test_a_client_that_waits_no_longer_gives_its_blocks_up(texts: ts.Server, mak
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_a_task_that_is_cancelled_gives_its_blocks_up(texts: ts.Server, streamed: bool) -> None:
     async def leave() -> None:
-        async with ts.AsyncClient(texts.url) as client:
+        async with ts.AsyncClient(texts.url, max_retries=0) as client:
 
             async def ask() -> None:
                 if streamed:
@@ -295,7 +299,7 @@ def test_a_task_that_is_cancelled_gives_its_blocks_up(texts: ts.Server, streamed
 
 def test_hundreds_of_streams_that_are_left_leave_nothing_behind(texts: ts.Server) -> None:
     async def leave() -> None:
-        async with ts.AsyncClient(texts.url) as client:
+        async with ts.AsyncClient(texts.url, max_retries=0) as client:
 
             async def begin(seed: int) -> None:
                 options: Any = {**ENDLESS, "n": 1, "seed": seed}
