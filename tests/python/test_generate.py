@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from conftest import Blocking, MakeClient
+from blocking_stream import stream, stream_chat
+from conftest import MakeClient
 from scripted_server import CLOSE, SILENCE, Answer, ScriptedServer, Streamed
 from trustformers_serve._generate import EventReader
 from trustformers_serve.replies import Choice, Generation, Piece, Token, Usage
-from trustformers_serve.streams import AsyncTextStream, TextStream
 
 USAGE = {
     "prompt_tokens": 3,
@@ -43,57 +42,6 @@ def sent(peer: ScriptedServer) -> tuple[str, dict[str, Any]]:
     """The head of the last request, and its body."""
     head, _, body = peer.requests[-1].partition(b"\r\n\r\n")
     return head.decode().lower(), json.loads(body)
-
-
-class BlockingStream:
-    """An `AsyncTextStream` read like a `TextStream`, so that one test covers both."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, inner: AsyncTextStream) -> None:
-        self._loop, self._inner = loop, inner
-        # A `TextStream` has sent its request by now.
-        self._wait(inner.__aenter__())
-
-    def __iter__(self) -> BlockingStream:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            return self._wait(self._inner.__anext__())
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-    def pieces(self) -> list[Piece]:
-        async def all_of(pieces: AsyncIterator[Piece]) -> list[Piece]:
-            return [piece async for piece in pieces]
-
-        return self._wait(all_of(self._inner.pieces()))
-
-    def result(self) -> Generation:
-        return self._wait(self._inner.result())
-
-    def close(self) -> None:
-        self._wait(self._inner.close())
-
-    def __enter__(self) -> BlockingStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wait(self._inner.__aexit__(None, None, None))
-
-    def _wait(self, work: Any) -> Any:
-        return self._loop.run_until_complete(work)
-
-
-def stream(client: Any, prompt: str = "The fox", **options: Any) -> TextStream | BlockingStream:
-    if isinstance(client, Blocking):
-        return BlockingStream(client._loop, client.inner.stream(prompt, **options))
-    return client.stream(prompt, **options)
-
-
-def stream_chat(client: Any, messages: Any, **options: Any) -> TextStream | BlockingStream:
-    if isinstance(client, Blocking):
-        return BlockingStream(client._loop, client.inner.chat(messages, stream=True, **options))
-    return client.chat(messages, stream=True, **options)
 
 
 def test_a_text_comes_with_its_reason_and_usage(make_client: MakeClient) -> None:

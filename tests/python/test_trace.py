@@ -1,0 +1,151 @@
+"""The trace of a server with two language models is one that Chrome and Perfetto open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+import trustformers_serve as ts
+from conftest import ROOT
+
+Event = dict[str, Any]
+# Of each phase that is used, the fields that it must have beside `name` and `pid`
+# (https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU).
+FIELDS = {
+    "M": {"args"},
+    "X": {"tid", "ts", "dur"},
+    "C": {"ts", "args"},
+    "b": {"cat", "ts"},
+    "e": {"cat", "ts"},
+}
+FIELDS["n"] = FIELDS["b"]
+TEXTS = 12
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Serves two models that have worked, of which one had to preempt."""
+    config = ts.ServerConfig(
+        server={"port": 0, "request_timeout": "10m"},
+        device={"default": "cpu"},
+        models={
+            "crowded": {
+                "path": ROOT / "examples" / "tinylm",
+                # 50 blocks.
+                "batching": {"continuous": {"kv_cache_memory": "1MB"}},
+            },
+            "roomy": {"path": ROOT / "examples" / "tinylm"},
+        },
+    )
+
+    async def ask(url: str) -> None:
+        async with ts.AsyncClient(url) as client:
+            texts = [
+                client.generate(
+                    "The old sailor " * count, model=model, max_tokens=150, ignore_eos=True, seed=count
+                )
+                for model in ("crowded", "roomy")
+                for count in range(1, TEXTS + 1)
+            ]
+            await asyncio.gather(*texts)
+
+    with ts.Server(config) as server:
+        asyncio.run(ask(server.url))
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def events(url: str) -> list[Event]:
+    with urlopen(f"{url}/admin/trace") as reply:
+        trace = json.load(reply)
+    assert trace["displayTimeUnit"] in {"ms", "ns"}
+    return trace["traceEvents"]
+
+
+def of(events: list[Event], phases: str) -> list[Event]:
+    return [event for event in events if event["ph"] in phases]
+
+
+def test_every_event_has_what_its_phase_needs(events: list[Event]) -> None:
+    for event in events:
+        assert {"name", "pid"} | FIELDS[event["ph"]] <= event.keys(), event
+        assert all(event.get(field, 0) >= 0 for field in ("ts", "dur")), event
+    for event in of(events, "C"):
+        assert all(isinstance(value, int) for value in event["args"].values()), event
+
+
+def test_every_process_and_thread_with_slices_has_a_name(events: list[Event]) -> None:
+    named = {(event["name"], event["pid"], event["tid"]) for event in of(events, "M")}
+    for event in of(events, "X"):
+        assert ("process_name", event["pid"], 0) in named
+        assert ("thread_name", event["pid"], event["tid"]) in named
+    names = [event["args"]["name"] for event in of(events, "M") if event["name"] == "process_name"]
+    assert [name.split()[0] for name in names] == ["crowded", "roomy"]
+
+
+def test_slices_of_a_thread_follow_each_other(events: list[Event]) -> None:
+    for process in {event["pid"] for event in events}:
+        slices = [event for event in of(events, "X") if event["pid"] == process]
+        ends = [event["ts"] + event["dur"] for event in slices]
+        assert all(end <= later["ts"] for end, later in zip(ends, slices[1:], strict=False))
+        assert len({event["args"]["step"] for event in slices}) == len(slices) > 100
+
+
+def test_what_begins_on_a_track_ends_there_and_nests(events: list[Event]) -> None:
+    tracks: dict[tuple[Any, ...], list[Event]] = {}
+    for event in of(events, "be"):
+        track = (event["pid"], event["cat"], json.dumps(event.get("id2", event.get("id"))))
+        tracks.setdefault(track, []).append(event)
+    assert Counter(track[0] for track in tracks) == {
+        of(events, "M")[0]["pid"]: TEXTS,
+        events[-1]["pid"]: TEXTS,
+    }
+    for track in tracks.values():
+        open_slices: list[str] = []
+        for event in track:
+            if event["ph"] == "b":
+                open_slices.append(event["name"])
+            else:
+                assert open_slices.pop() == event["name"]
+        assert not open_slices
+        times = [event["ts"] for event in track]
+        assert times == sorted(times)
+
+
+def test_a_text_lies_within_the_steps_that_made_it(events: list[Event]) -> None:
+    for event in of(events, "b"):
+        if event["name"] == "generate":
+            steps = [step for step in of(events, "X") if step["pid"] == event["pid"]]
+            assert any(step["ts"] + step["dur"] == pytest.approx(event["ts"], abs=0.01) for step in steps)
+
+
+def test_the_cache_is_shown_whole_after_each_step(events: list[Event]) -> None:
+    counters = of(events, "C")
+    assert len(counters) == len(of(events, "X"))
+    for process in {event["pid"] for event in counters}:
+        sizes = {sum(event["args"].values()) for event in counters if event["pid"] == process}
+        assert len(sizes) == 1
+
+
+def test_preemptions_are_those_of_the_metrics(url: str, events: list[Event]) -> None:
+    with ts.Client(url) as client:
+        counted = re.findall(
+            r'^trustformers_preemptions_total{model="(\w+)".*} (\d+)', client.metrics(), re.MULTILINE
+        )
+    totals = {model: int(count) for model, count in counted}
+    names = {
+        event["pid"]: event["args"]["name"].split()[0]
+        for event in of(events, "M")
+        if event["name"] == "process_name"
+    }
+    shown = Counter(dict.fromkeys(names.values(), 0))
+    for event in of(events, "X"):
+        shown[names[event["pid"]]] += event["args"]["preempted"]
+    assert shown == totals
+    assert totals["crowded"] > 0
