@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,7 @@ TEXTS = 12
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Serves two models that have worked, of which one had to preempt."""
+    """Serves two models that have worked one after the other, of which the first had to preempt."""
     config = ts.ServerConfig(
         server={"port": 0, "request_timeout": "10m"},
         device={"default": "cpu"},
@@ -40,23 +41,25 @@ def url() -> Iterator[str]:
                 # 50 blocks.
                 "batching": {"continuous": {"kv_cache_memory": "1MB"}},
             },
-            "roomy": {"path": ROOT / "examples" / "tinylm"},
+            "roomy": {"path": ROOT / "examples" / "tinylm", "load": False},
         },
     )
 
-    async def ask(url: str) -> None:
+    async def ask(url: str, model: str) -> None:
         async with ts.AsyncClient(url) as client:
             texts = [
                 client.generate(
                     "The old sailor " * count, model=model, max_tokens=150, ignore_eos=True, seed=count
                 )
-                for model in ("crowded", "roomy")
                 for count in range(1, TEXTS + 1)
             ]
             await asyncio.gather(*texts)
 
     with ts.Server(config) as server:
-        asyncio.run(ask(server.url))
+        asyncio.run(ask(server.url, "crowded"))
+        with ts.Client(server.url) as client:
+            client.load_model("roomy")
+        asyncio.run(ask(server.url, "roomy"))
         yield server.url
 
 
@@ -116,6 +119,38 @@ def test_what_begins_on_a_track_ends_there_and_nests(events: list[Event]) -> Non
         assert not open_slices
         times = [event["ts"] for event in track]
         assert times == sorted(times)
+
+
+def test_tracks_of_two_models_are_told_apart(events: list[Event]) -> None:
+    # An `id` is of the whole trace; a local one, of its process.
+    assert all(event["id2"]["local"] and "id" not in event for event in of(events, "ben"))
+
+
+def test_all_models_are_drawn_by_one_clock(events: list[Event]) -> None:
+    crowded, roomy = (
+        [event["ts"] for event in events if "ts" in event and event["pid"] == process["pid"]]
+        for process in of(events, "M")
+        if process["name"] == "process_name"
+    )
+    assert max(crowded) < min(roomy)
+
+
+def test_a_preempted_text_is_marked(events: list[Event]) -> None:
+    assert len(of(events, "n")) == sum(event["args"]["preempted"] for event in of(events, "X"))
+
+
+def test_a_text_that_was_left_is_drawn_too(url: str) -> None:
+    options: Any = {"n": 64, "max_tokens": 1900, "ignore_eos": True}
+    with ts.Client(url) as client:
+        with client.stream("A girl", model="roomy", **options) as pieces:
+            next(pieces)
+        ends: list[str] = []
+        deadline = time.monotonic() + 60
+        while "cancelled" not in ends:
+            assert time.monotonic() < deadline, Counter(ends)
+            with urlopen(f"{url}/admin/trace") as reply:
+                begun = of(json.load(reply)["traceEvents"], "b")
+            ends = [event["args"]["end"] for event in begun if event["args"]]
 
 
 def test_a_text_lies_within_the_steps_that_made_it(events: list[Event]) -> None:

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use trustformers_batching::breaker::Breaker;
 use trustformers_batching::continuous::{
@@ -21,7 +22,7 @@ use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
 use super::seats::{Mail, Seats, Use};
 use super::steps::{Outcome, Scored, Stepped, Steps};
-use super::trace::{Life, Span, Trace};
+use super::trace::{Span, Trace};
 use crate::backend::llm::Runner;
 use crate::metrics::GenerationMetrics;
 use crate::registry::Now;
@@ -171,9 +172,11 @@ impl Engine {
         self.shared.state.lock().scheduler.config().clone()
     }
 
-    /// The last steps and requests.
-    pub fn trace(&self) -> &Trace {
-        &self.shared.trace
+    /// The last steps and texts as events of Chrome's trace format, of process `process`, which is called `name`;
+    /// times in microseconds of a clock that says `now`.
+    pub fn trace(&self, process: usize, name: &str, now: Duration) -> Vec<Value> {
+        let own = self.shared.clock.now().since(Time::ZERO);
+        self.shared.trace.events(process, name, now.saturating_sub(own))
     }
 
     /// Brings counters and gauges up to date; called before they are read.
@@ -311,8 +314,7 @@ impl State {
         let mut mail = Vec::new();
         for end in ended {
             if let Some(seat) = self.seats.get_mut(end.sequence) {
-                let (arrived, first_token) = (seat.arrived, seat.first_token);
-                trace.life(Life { ended: *end, arrived, first_token, left: now });
+                trace.life(seat.life(end.sequence, end.end.name(), end.cached_tokens, now));
             }
             let how = match end.end {
                 End::Stopped => Finish::Stopped,
@@ -396,8 +398,9 @@ impl Shared {
         self.metrics.step_began();
         for work in &plan.work {
             if let Some(seat) = state.seats.get_mut(work.sequence)
-                && !std::mem::replace(&mut seat.began, true)
+                && seat.began.is_none()
             {
+                seat.began = Some(now);
                 self.metrics.waited(now.since(seat.arrived));
             }
         }
@@ -471,6 +474,9 @@ impl Shared {
         let mut state = self.state.lock();
         let cached_tokens = state.scheduler.cached_tokens(request);
         let stopped = state.scheduler.cancel_sequence(now, sequence);
+        if let Some(seat) = state.seats.get_mut(sequence) {
+            self.trace.life(seat.life(sequence, End::Stopped.name(), cached_tokens.unwrap_or(0), now));
+        }
         state.seats.forget(std::iter::once(sequence));
         cached_tokens.filter(|_| stopped)
     }
@@ -478,7 +484,13 @@ impl Shared {
     fn cancel(&self, admitted: Admitted) {
         let now = self.clock.now();
         let mut state = self.state.lock();
+        let cached_tokens = state.scheduler.cached_tokens(admitted.request).unwrap_or(0);
         state.scheduler.cancel(now, admitted.request);
+        for sequence in admitted.sequences() {
+            if let Some(seat) = state.seats.get_mut(sequence) {
+                self.trace.life(seat.life(sequence, "cancelled", cached_tokens, now));
+            }
+        }
         state.seats.forget(admitted.sequences());
         state.probe_ended(admitted.request);
     }

@@ -9,6 +9,7 @@ use trustformers_batching::continuous::{Admitted, Ended, RequestId, SequenceId, 
 
 use super::request::{Finish, GenerationEvent, GenerationRequest};
 use super::sampling::{Logprobs, Sampler};
+use super::trace::Life;
 
 /// One sequence of an admitted request.
 #[derive(Debug)]
@@ -26,11 +27,23 @@ pub(super) struct Seat {
     pub(super) arrived: Time,
     pub(super) first_token: Option<Time>,
     pub(super) last_token: Option<Time>,
-    /// Whether a step has fed any of it.
-    pub(super) began: bool,
+    /// When a step first fed any of it.
+    pub(super) began: Option<Time>,
 }
 
 impl Seat {
+    /// Its life, which ends now.
+    pub(super) fn life(
+        &self,
+        sequence: SequenceId,
+        end: &'static str,
+        cached_tokens: u32,
+        now: Time,
+    ) -> Life {
+        let Self { request, arrived, began, first_token, .. } = *self;
+        Life { request, sequence, end, cached_tokens, arrived, began, first_token, left: now }
+    }
+
     /// An event for its caller, to be sent when no lock is held.
     fn mail(&self, event: GenerationEvent) -> Mail {
         Mail { to: self.events.clone(), event }
@@ -113,7 +126,7 @@ impl Seats {
                 arrived: now,
                 first_token: None,
                 last_token: None,
-                began: false,
+                began: None,
             };
             self.of.insert(sequence, seat);
         }

@@ -1,11 +1,12 @@
 //! The last steps of a model and the texts that ended lately, in the form that Perfetto and Chrome open.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use trustformers_batching::Time;
-use trustformers_batching::continuous::{BlockCounts, Ended, StepPlan};
+use trustformers_batching::continuous::{BlockCounts, RequestId, SequenceId, StepPlan};
 
 /// How many steps are kept, and how many texts.
 const KEPT: usize = 4096;
@@ -26,7 +27,7 @@ struct Step {
     prompts: usize,
     prompt_tokens: usize,
     copies: usize,
-    preempted: usize,
+    preempted: Vec<SequenceId>,
     predicted_us: Option<f64>,
     blocks: BlockCounts,
 }
@@ -34,8 +35,14 @@ struct Step {
 /// A sequence through its life.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Life {
-    pub(super) ended: Ended,
+    pub(super) request: RequestId,
+    pub(super) sequence: SequenceId,
+    /// How it ended.
+    pub(super) end: &'static str,
+    pub(super) cached_tokens: u32,
     pub(super) arrived: Time,
+    /// When a step first fed any of it.
+    pub(super) began: Option<Time>,
     pub(super) first_token: Option<Time>,
     pub(super) left: Time,
 }
@@ -55,9 +62,31 @@ fn keep<T>(list: &Mutex<VecDeque<T>>, item: T) {
     list.push_back(item);
 }
 
-/// Microseconds since the model was loaded.
-fn at(time: Time) -> f64 {
+/// Microseconds of a time of the model's clock.
+fn micros(time: Time) -> f64 {
     time.as_nanos() as f64 / 1000.0
+}
+
+/// Where events are drawn.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    process: usize,
+    /// What the model's clock lacks of the trace's, in microseconds.
+    behind: f64,
+}
+
+impl Place {
+    fn at(self, time: Time) -> f64 {
+        micros(time) + self.behind
+    }
+
+    /// An event on the track of a text. Its id is the process's own: other models have sequences of that number too.
+    fn of_text(self, phase: &str, name: &str, sequence: SequenceId, time: Time, args: &Value) -> Value {
+        json!({
+            "ph": phase, "cat": "text", "name": name, "pid": self.process, "tid": 2,
+            "id2": { "local": format!("{:#x}", sequence.0) }, "ts": self.at(time), "args": args,
+        })
+    }
 }
 
 impl Trace {
@@ -71,7 +100,7 @@ impl Trace {
             prompts: plan.work.len() - decodes,
             prompt_tokens: tokens - decodes,
             copies: plan.copies.len(),
-            preempted: plan.preempted.len(),
+            preempted: plan.preempted.clone(),
             predicted_us: plan.predicted.map(|predicted| predicted.as_secs_f64() * 1e6),
             blocks,
         };
@@ -82,66 +111,82 @@ impl Trace {
         keep(&self.lives, life);
     }
 
-    /// Steps and texts as events of Chrome's trace format, of process `process`, which is called `name`; times in
-    /// microseconds since the model was loaded.
-    pub fn events(&self, process: usize, name: &str) -> Vec<Value> {
+    /// Steps and texts as events of Chrome's trace format, of process `process`, which is called `name`. `behind` is
+    /// what the model's clock lacks of the one that all models are drawn by.
+    pub fn events(&self, process: usize, name: &str, behind: Duration) -> Vec<Value> {
+        let place = Place { process, behind: behind.as_secs_f64() * 1e6 };
         let named = |what: &str, thread: usize, name: &str| json!({ "ph": "M", "name": what, "pid": process, "tid": thread, "args": { "name": name } });
         let mut events = vec![named("process_name", 0, name), named("thread_name", 1, "steps")];
         // Copied, as the engine's thread must not wait while they are written.
         let (steps, lives) = (self.steps.lock().clone(), self.lives.lock().clone());
-        steps.iter().for_each(|step| events.extend(step.events(process)));
-        lives.iter().for_each(|life| events.extend(life.events(process)));
+        steps.iter().for_each(|step| events.extend(step.events(place)));
+        lives.iter().for_each(|life| events.extend(life.events(place)));
         events
     }
 }
 
 impl Step {
-    fn events(&self, process: usize) -> [Value; 2] {
+    fn events(&self, place: Place) -> Vec<Value> {
         let Span { planned, began, ended } = self.span;
         let BlockCounts { used, cached, free } = self.blocks;
-        let name = if self.prompts > 0 { "step with prompts" } else { "step" };
-        [
+        let name = match (self.prompts, self.decodes) {
+            (0, _) => "decode",
+            (_, 0) => "prefill",
+            _ => "prefill and decode",
+        };
+        let mut events = vec![
             json!({
-                "ph": "X", "name": name, "pid": process, "tid": 1,
-                "ts": at(began), "dur": ended.since(began).as_secs_f64() * 1e6,
+                "ph": "X", "name": name, "pid": place.process, "tid": 1,
+                "ts": place.at(began), "dur": ended.since(began).as_secs_f64() * 1e6,
                 "args": {
                     "step": self.number, "decodes": self.decodes, "prompts": self.prompts,
-                    "prompt_tokens": self.prompt_tokens, "copies": self.copies, "preempted": self.preempted,
+                    "prompt_tokens": self.prompt_tokens, "copies": self.copies,
+                    "preempted": self.preempted.len(),
                     "predicted_us": self.predicted_us, "planning_us": began.since(planned).as_secs_f64() * 1e6,
                 },
             }),
             json!({
-                "ph": "C", "name": "kv_blocks", "pid": process, "ts": at(ended),
+                "ph": "C", "name": "kv_blocks", "pid": place.process, "ts": place.at(ended),
                 "args": { "used": used, "cached": cached, "free": free },
             }),
-        ]
+        ];
+        let preempted =
+            |&sequence| place.of_text("n", "preempted", sequence, planned, &json!({ "step": self.number }));
+        events.extend(self.preempted.iter().map(preempted));
+        events
     }
 }
 
 impl Life {
-    /// Waiting for the first token, and generating, as one asynchronous track a text.
-    fn events(&self, process: usize) -> Vec<Value> {
-        let Ended { sequence, request, end, cached_tokens, .. } = self.ended;
-        let event = |phase: &str, name: &str, time: Time| {
-            json!({
-                "ph": phase, "cat": "text", "name": name, "pid": process, "tid": 2, "id": sequence.0, "ts": at(time),
-                "args": { "request": request.0, "end": end.name(), "cached_tokens": cached_tokens },
-            })
+    /// One track a text: the whole of it, and within that waiting, its prompt and what it generates.
+    fn events(&self, place: Place) -> Vec<Value> {
+        let name = format!("text {}", self.sequence.0);
+        let about =
+            json!({ "request": self.request.0, "end": self.end, "cached_tokens": self.cached_tokens });
+        let slice = |name: &str, from, to, args: &Value| {
+            [("b", from), ("e", to)]
+                .map(|(phase, time)| place.of_text(phase, name, self.sequence, time, args))
         };
+        let began = self.began.unwrap_or(self.left);
         let first = self.first_token.unwrap_or(self.left);
-        let mut events = vec![event("b", "first token", self.arrived), event("e", "first token", first)];
-        if self.first_token.is_some() {
-            events.extend([event("b", "generate", first), event("e", "generate", self.left)]);
+        // In the order in which they nest.
+        let [open, close] = slice(&name, self.arrived, self.left, &about);
+        let mut events = vec![open];
+        events.extend(slice("wait", self.arrived, began, &Value::Null));
+        if self.began.is_some() {
+            events.extend(slice("prefill", began, first, &Value::Null));
         }
+        if self.first_token.is_some() {
+            events.extend(slice("generate", first, self.left, &Value::Null));
+        }
+        events.push(close);
         events
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use trustformers_batching::continuous::{End, RequestId, SequenceId, StepId};
+    use trustformers_batching::continuous::StepId;
 
     use super::*;
 
@@ -166,7 +211,7 @@ mod tests {
         for number in 0..KEPT as u64 + 3 {
             trace.step(span, &plan(number), BlockCounts::default());
         }
-        let events = trace.events(0, "m 1");
+        let events = trace.events(0, "m 1", Duration::ZERO);
         let steps: Vec<_> = events.iter().filter(|event| event["ph"] == "X").collect();
         assert_eq!(steps.len(), KEPT);
         assert_eq!(steps[0]["args"]["step"], 3);
@@ -174,22 +219,40 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_a_wait_for_its_first_token_and_what_follows() {
+    fn a_text_waits_reads_its_prompt_and_generates_on_one_track() {
         let trace = Trace::default();
-        let ended = Ended {
-            request: RequestId(4),
-            sequence: SequenceId(7),
-            end: End::Length,
-            last: true,
+        let (request, sequence) = (RequestId(4), SequenceId(7));
+        trace.life(Life {
+            request,
+            sequence,
+            end: "length",
             cached_tokens: 16,
-        };
-        trace.life(Life { ended, arrived: time(10), first_token: Some(time(30)), left: time(90) });
-        let events = trace.events(3, "m 1");
+            arrived: time(10),
+            began: Some(time(15)),
+            first_token: Some(time(30)),
+            left: time(90),
+        });
+        let events = trace.events(3, "m 1", Duration::from_micros(100));
         let of = |phase: &str| -> Vec<(Value, Value)> {
             let events = events.iter().filter(|event| event["ph"] == phase);
             events.map(|event| (event["name"].clone(), event["ts"].clone())).collect()
         };
-        assert_eq!(of("b"), [(json!("first token"), json!(10.0)), (json!("generate"), json!(30.0))]);
-        assert_eq!(of("e"), [(json!("first token"), json!(30.0)), (json!("generate"), json!(90.0))]);
+        let named = |list: [(&str, f64); 4]| list.map(|(name, at)| (json!(name), json!(at))).to_vec();
+        let begun = [("text 7", 110.0), ("wait", 110.0), ("prefill", 115.0), ("generate", 130.0)];
+        let ended = [("wait", 115.0), ("prefill", 130.0), ("generate", 190.0), ("text 7", 190.0)];
+        assert_eq!(of("b"), named(begun));
+        assert_eq!(of("e"), named(ended));
+        assert!(events.iter().skip(2).all(|event| event["id2"]["local"] == "0x7"));
+    }
+
+    #[test]
+    fn a_preempted_text_is_marked_on_its_track() {
+        let trace = Trace::default();
+        let span = Span { planned: time(1), began: time(2), ended: time(5) };
+        trace.step(span, &StepPlan { preempted: vec![SequenceId(9)], ..plan(0) }, BlockCounts::default());
+        let events = trace.events(0, "m 1", Duration::ZERO);
+        let marks: Vec<_> = events.iter().filter(|event| event["ph"] == "n").collect();
+        assert_eq!(marks.len(), 1);
+        assert_eq!((&marks[0]["name"], &marks[0]["id2"]["local"]), (&json!("preempted"), &json!("0x9")));
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn trace(State(app): State<Arc<App>>) -> Json<Value> {
     for (process, version) in app.registry.versions().enumerate() {
         if let Some(generator) = version.ready().as_ref().and_then(|running| running.generator()) {
             let name = format!("{} {}", version.model(), version.name());
-            events.extend(generator.engine.trace().events(process, &name));
+            events.extend(generator.engine.trace(process, &name, app.started.elapsed()));
         }
     }
     Json(json!({ "displayTimeUnit": "ms", "traceEvents": events }))
