@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from trustformers_serve.config import ModelSettings
 
 TINYLM = ROOT / "examples" / "tinylm"
-VOCABULARY, HIDDEN, WIDE, LAYERS, HEADS = 880, 768, 3072, 12, 12
+VOCABULARY, HIDDEN, WIDE, LAYERS, HEADS = 32_000, 768, 3072, 12, 12
 # Outputs and inputs of the products of a layer.
 PRODUCTS = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
@@ -34,16 +34,14 @@ PRODUCTS = {
 MOST_OF_PACKED = 1.1
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 106 million parameters in bf16 with random weights."""
-    folder = tmp_path_factory.mktemp("checkpoint")
+def make(folder: Path, dtype: torch.dtype) -> Path:
+    """A Llama of 131 million parameters with random weights."""
     source = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=source)
+        return torch.empty(shape, dtype=dtype).uniform_(-0.03, 0.03, generator=source)
 
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    ones = torch.ones(HIDDEN, dtype=dtype)
     weights = {
         "model.embed_tokens.weight": drawn(VOCABULARY, HIDDEN),
         "model.norm.weight": ones,
@@ -66,11 +64,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "head_dim": HIDDEN // HEADS,
         "max_position_embeddings": 64,
         "tie_word_embeddings": False,
+        "vocab_size": VOCABULARY,
     }
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINYLM / name, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same in two types."""
+    types = {"bf16": torch.bfloat16, "f32": torch.float32}
+    return {name: make(tmp_path_factory.mktemp(name), dtype) for name, dtype in types.items()}
 
 
 def packed_bytes(kind: str) -> int:
@@ -114,12 +120,14 @@ def serving(folder: Path, models: dict[str, ModelSettings]) -> Generator[tuple[i
             reader.join()
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8", "f32"])
+@pytest.mark.parametrize(
+    ("stored", "kind"), [("bf16", "bf16"), ("bf16", "int8"), ("bf16", "f32"), ("f32", "f32"), ("f32", "bf16"), ("f32", "int8")]
+)
 def test_a_model_takes_little_more_than_its_packed_weights(
-    checkpoint: Path, tmp_path: Path, kind: str
+    checkpoints: dict[str, Path], tmp_path: Path, stored: str, kind: str
 ) -> None:
     settings: ModelSettings = {
-        "path": checkpoint,
+        "path": checkpoints[stored],
         "load": False,
         "quantization": "int8" if kind == "int8" else "none",
         "dtype": "f32" if kind == "f32" else "bf16",

@@ -41,6 +41,8 @@ pub(super) fn load(
         decoder.with_cache(CacheSize { blocks: 1, block_size }).map_err(|error| error.to_string())?;
     warm_up(&mut runner, settings.warmup)?;
     let runner = runner.with_cache(size).map_err(|error| error.to_string())?;
+    let tokens = size.blocks * size.block_size;
+    tracing::info!(model = source.model(), version = source.version, tokens, context, "KV cache");
     let batching = &settings.batching;
     let guard = Guard {
         breaker: Some(batching.breaker.clone()).filter(|breaker| breaker.failures > 0),
@@ -96,9 +98,19 @@ fn blocks(source: &Source, decoder: &LoadedDecoder, context: u32, device: Device
         }
     };
     let blocks = memory / bytes_per_block;
+    let tokens = blocks * u64::from(continuous.block_size);
+    if blocks > 0 && tokens < u64::from(context) {
+        tracing::warn!(
+            model = source.model(),
+            tokens,
+            context,
+            "batching.continuous.kv_cache_memory holds fewer tokens than one text may have"
+        );
+    }
     if blocks == 0 {
         return Err(format!(
-            "a KV cache of {memory} bytes holds nothing: a block of {} tokens has {bytes_per_block}",
+            "a KV cache of {memory} bytes holds nothing: a block of {} tokens takes {bytes_per_block}; set \
+             batching.continuous.kv_cache_memory to more",
             continuous.block_size
         ));
     }

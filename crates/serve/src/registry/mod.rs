@@ -221,14 +221,14 @@ impl Model {
 }
 
 /// LibTorch threads of each instance whose model does not say how many: what the others leave of `all`, at
-/// least one. Says so when together they have more than `all`.
+/// least one. Says so when together they have more than `all` because a model's settings ask for them.
 fn threads_of_each(all: usize, sources: &[Source]) -> usize {
     let torch = || sources.iter().filter(|source| source.uses_torch()).map(|source| &source.settings);
     let taken: usize = torch().filter_map(|model| Some(model.instances * model.threads?)).sum();
     let shares: usize = torch().filter(|model| model.threads.is_none()).map(|model| model.instances).sum();
     let share = (all.saturating_sub(taken) / shares.max(1)).max(1);
     let sum = taken + shares * share;
-    if sum > all {
+    if sum > all && torch().any(|model| model.threads.is_some() || model.instances > 1) {
         tracing::warn!(
             threads = sum,
             device_threads = all,

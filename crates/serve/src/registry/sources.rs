@@ -84,12 +84,15 @@ fn of_model(settings: &Settings, model: &ModelSettings) -> Result<Vec<Source>, S
             .map(|(version, folder)| of_version(version, &folder, model.clone()))
             .collect();
     }
-    let format = model.format.or_else(|| Format::of(path)).ok_or_else(|| SourceError::Model {
+    let refused = |reason: &str| SourceError::Model {
         model: model.name.clone(),
-        reason: format!(
-            "cannot tell the format of {}: name a .pt file, a folder with config.json, or set format",
-            path.display()
-        ),
+        reason: format!("{} {reason}", path.display()),
+    };
+    if !path.exists() {
+        return Err(refused("does not exist"));
+    }
+    let format = model.format.or_else(|| Format::of(path)).ok_or_else(|| {
+        refused("is of no format that is known: name a .pt file, a folder with config.json, or set format")
     })?;
     model.check_format(format)?;
     Ok(vec![Source { version: model.version.clone(), path: path.clone(), format, settings: model.clone() }])

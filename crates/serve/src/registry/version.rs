@@ -170,7 +170,7 @@ impl Version {
                     device = running.device,
                     instances = self.source.settings.instances,
                     threads_per_instance = running.threads,
-                    seconds = started.elapsed().as_secs_f32(),
+                    seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
                     "ready"
                 );
                 self.swap(running);

@@ -58,6 +58,8 @@ class _Common(TypedDict, total=False):
 class StreamOptions(_Common, total=False):
     """Of `stream`."""
 
+    n: int
+    """How many texts are made."""
     logprobs: int
     """How many of the likeliest tokens are told in each place, beside the one drawn."""
     echo: bool
@@ -67,8 +69,6 @@ class StreamOptions(_Common, total=False):
 class GenerateOptions(StreamOptions, total=False):
     """Of `generate`."""
 
-    n: int
-    """How many texts are made."""
     best_of: int
     """How many are made to keep the `n` likeliest."""
 
