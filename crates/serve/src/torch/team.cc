@@ -16,10 +16,10 @@ namespace trustformers {
 
 namespace {
 
-// How often a thread looks for what it waits for before it sleeps: some tens of microseconds, which is as long as
-// kernels of a decoder's step lie apart. One that looked for longer would have a core that others may need, and on
-// a machine that is not ours alone the thread that is waited for may be among those.
-constexpr int kLooks = 2000;
+// How often a thread looks for what it waits for before it sleeps: for some microseconds. Where nothing else runs, a
+// thread that never slept would make a decoder's step no more than a few hundredths faster; where something else does,
+// it would keep a core from whom it waits for, and make the step ten times slower.
+constexpr int kLooks = 200;
 
 inline void pause() {
 #if defined(__x86_64__)
