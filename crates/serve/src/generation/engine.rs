@@ -1,6 +1,5 @@
 //! A language model's thread, and the side of it that callers see.
 
-use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
@@ -15,7 +14,7 @@ use trustformers_batching::continuous::{
     SequenceId, Stats, StepOutcome, StepPlan,
 };
 use trustformers_batching::queue::Total;
-use trustformers_batching::{BreakerConfig, BreakerState, Clock, MonotonicClock, Rejection, Ticket, Time};
+use trustformers_batching::{BreakerConfig, Clock, MonotonicClock, Rejection, Ticket, Time};
 
 use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
@@ -152,10 +151,7 @@ impl Engine {
                 ..Total::default()
             },
             breaker,
-            breaker_pause: match breaker {
-                Some(BreakerState::Open { until }) => Some(until.since(now)),
-                _ => None,
-            },
+            breaker_pause: breaker.and_then(|breaker| breaker.pause(now)),
             stalled: stalled.then_some(0).into_iter().collect(),
             memory_limit: None,
         }
@@ -226,11 +222,6 @@ impl Generating {
             Some(GenerationEvent::Token { .. } | GenerationEvent::Scored { .. }) => {}
         }
         Poll::Ready(event)
-    }
-
-    /// The same for those who wait.
-    pub async fn next(&mut self) -> Option<GenerationEvent> {
-        poll_fn(|context| self.poll_next(context)).await
     }
 
     /// Tokens of the prompt that had been computed for others; known when a text has ended.

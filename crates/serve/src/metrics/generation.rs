@@ -71,11 +71,10 @@ impl GenerationMetrics {
     /// Those of a version, for a scheduler that has counted nothing yet.
     pub fn new(of: &Arc<VersionMetrics>) -> Self {
         let labels = [of.model.as_str(), of.version.as_str()];
-        let tokens = |kind: &str| of.tokens.with_label_values(&[of.model.as_str(), &of.version, kind]);
         Self {
             first_token: of.generation.first_token.with_label_values(&labels),
             inter_token: of.generation.inter_token.with_label_values(&labels),
-            tokens: ["prompt", "cached", "generated"].map(tokens),
+            tokens: ["prompt", "cached", "generated"].map(|kind| of.tokens(kind)),
             preemptions: of.generation.preemptions.with_label_values(&labels),
             counted: Mutex::default(),
             of: Arc::clone(of),
