@@ -15,10 +15,10 @@ use super::options::Options;
 use super::prompts::Prompt;
 use super::reply::stop_reason;
 use super::texts::{Update, Usage};
-use super::{Asked, Question, generating_model, generator};
+use super::{Question, generating_model, generator};
 use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
-use crate::http::body;
+use crate::http::body::{self, Asked};
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
@@ -33,7 +33,7 @@ pub(in crate::http) async fn stream(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let mut fields = body::beside_others(asked.body.len(), || Fields::parse(&asked.body))?;
     let model: Option<String> = fields.optional("model")?;
     let begin = Begin::read(&mut fields)?;

@@ -2,11 +2,13 @@
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
 //! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
-//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations.
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations;
+//! `envelope` is what OpenAI's replies have in common.
 
 mod chat;
 mod chat_reply;
 mod chat_request;
+mod envelope;
 mod events;
 pub(super) mod fields;
 pub(super) mod inference;
@@ -16,55 +18,29 @@ mod reply;
 mod texts;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use trustformers_batching::Rejection;
 use trustformers_batching::continuous::Refusal;
 
 use self::fields::Fields;
 use self::options::Options;
-use self::prompts::Prompt;
 use self::reply::{Completions, Echo};
 use self::texts::{Ask, Texts};
-use super::body;
+use super::body::{self, Asked};
 use super::error::{ApiError, Code};
-use super::infer::{Urgency, counted, only, ready};
+use super::infer::{MOST_RELOADS, Urgency, counted, only, ready};
 use super::request_id::RequestId;
-use super::wire::Format;
 use crate::app::App;
 use crate::generation::Generator;
 use crate::registry::{Running, Version};
 
 pub(super) use self::chat::chats;
 pub(super) use self::chat_request::Conversation;
-pub(super) use self::prompts::encode;
+pub(super) use self::prompts::{Prompt, encode};
 pub(super) use super::infer::parse_priority as priority;
-
-/// A request for text whose body has arrived.
-pub(super) struct Asked {
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    pub(super) arrived: Instant,
-}
-
-impl Asked {
-    /// Reads a body of JSON.
-    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
-        let arrived = Instant::now();
-        let (parts, body) = request.into_parts();
-        if Format::of_request(&parts.headers)? != Format::Json {
-            return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
-        }
-        let deadline = arrived + app.settings.request_timeout;
-        let body = body::read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
-        Ok(Self { headers: parts.headers, body, arrived })
-    }
-}
 
 /// `POST /v1/completions`
 pub(super) async fn completions(
@@ -72,7 +48,7 @@ pub(super) async fn completions(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
     let result = async { call.answer(&app, &version, &asked, id.as_str()).await }.await;
@@ -163,20 +139,13 @@ impl Question<'_> {
             arrived: asked.arrived,
         };
         let special = self.options.add_special_tokens.unwrap_or(true);
-        let mut prompts = Vec::with_capacity(self.prompts.len());
-        let mut echoed = Vec::new();
-        for prompt in self.prompts {
-            let text = match &prompt {
-                Prompt::Text(text) if self.echo => Some(text.clone()),
-                _ => None,
-            };
-            let ids = prompt.into_ids(app, generator, special).await?;
-            if self.echo {
-                let text = text.map_or_else(|| decode(generator, &ids), Ok)?;
-                echoed.push(Echo { text, first: ids[0], scored: Vec::new() });
-            }
-            prompts.push(ids);
-        }
+        let spelled: Vec<_> = self.prompts.iter().filter(|_| self.echo).map(Prompt::text).collect();
+        let prompts = prompts::into_ids(self.prompts, app, generator, special).await?;
+        let echo = |(text, ids): (Option<String>, &Vec<u32>)| {
+            let text = text.map_or_else(|| decode(generator, ids), Ok)?;
+            Ok(Echo { text, first: ids[0], scored: Vec::new() })
+        };
+        let echoed = spelled.into_iter().zip(&prompts).map(echo).collect::<Result<_, ApiError>>()?;
         let mut texts = submit(&ask, &running, prompts)?;
         texts.begin().await?;
         Ok((texts, echoed))
@@ -186,9 +155,6 @@ impl Question<'_> {
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
     generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
 }
-
-/// How often a request follows a model to its replacement before it gives up.
-const MOST_RELOADS: usize = 8;
 
 /// Submits all prompts of a request to the model, or to what has replaced it meanwhile.
 pub(super) fn submit(

@@ -200,9 +200,9 @@ impl Options {
         own.iter().chain(&self.stop_token_ids).copied().collect()
     }
 
-    /// Whether the request itself names a stop token.
-    pub(in crate::http) fn names(&self, token: u32) -> bool {
-        self.stop_token_ids.contains(&token)
+    /// Those of them that the request names.
+    pub(in crate::http) fn stop_token_ids(&self) -> &[u32] {
+        &self.stop_token_ids
     }
 
     /// What ends texts, and how they are shown.

@@ -1,12 +1,12 @@
 //! Completions in OpenAI's words.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::envelope::Envelope;
 use super::events::{Dialect, Events};
 use super::options::Options;
 use super::texts::{Texts, Update, Usage};
@@ -17,20 +17,15 @@ use crate::text::Tokenizer;
 
 /// The replies to one request.
 pub(super) struct Completions {
-    id: String,
-    created: u64,
-    model: String,
+    envelope: Envelope,
     tokenizer: Arc<Tokenizer>,
     /// The prompts' texts, where they are to stand before the answers.
     echoed: Vec<Echo>,
     /// Whether the answer has them.
     logprobs: bool,
     n: usize,
-    include_usage: bool,
     /// Characters of each text so far.
     offsets: Vec<usize>,
-    /// Which texts have begun.
-    begun: Vec<bool>,
 }
 
 /// A prompt that stands before its texts.
@@ -42,16 +37,8 @@ pub(in crate::http) struct Echo {
     pub(super) scored: Vec<(u32, Logprobs)>,
 }
 
-#[derive(Serialize)]
-struct Completion<'a, T> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<T>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-}
+/// What replies are called, and their parts.
+const OBJECT: &str = "text_completion";
 
 #[derive(Default, Serialize)]
 struct CompletionChoice {
@@ -83,24 +70,14 @@ impl Completions {
         logprobs: bool,
         options: &Options,
     ) -> Self {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self {
-            id: format!("cmpl-{id}"),
-            created,
-            model: model.to_owned(),
+            envelope: Envelope::new(format!("cmpl-{id}"), model, options),
             tokenizer,
             echoed,
             logprobs,
             n: options.n as usize,
-            include_usage: options.include_usage,
             offsets: Vec::new(),
-            begun: Vec::new(),
         }
-    }
-
-    fn completion<T>(&self, choices: Vec<T>, usage: Option<Usage>) -> Completion<'_, T> {
-        let (id, model) = (&self.id, &self.model);
-        Completion { id, object: "text_completion", created: self.created, model, choices, usage }
     }
 
     /// What an update says, as a choice; nothing where it is about the prompt, which comes with its texts.
@@ -111,13 +88,12 @@ impl Completions {
             self.echoed.get_mut(index / each)?.scored.extend(scored);
             return None;
         }
-        if self.begun.len() <= index {
-            self.begun.resize(index + 1, false);
+        if self.offsets.len() <= index {
             self.offsets.resize(index + 1, 0);
         }
         let mut choice = CompletionChoice { index, ..CompletionChoice::default() };
         let mut logprobs = CompletionLogprobs::default();
-        if !std::mem::replace(&mut self.begun[index], true)
+        if self.envelope.begins(index)
             && let Some(echo) = self.echoed.get(index / each)
         {
             choice.text.clone_from(&echo.text);
@@ -162,22 +138,14 @@ impl Completions {
     /// The reply when all texts have ended.
     pub(super) async fn whole(mut self, mut texts: Texts) -> Result<Json<Value>, ApiError> {
         let each = texts.each();
-        let mut whole: Vec<Option<CompletionChoice>> = Vec::new();
-        while let Some(update) = texts.next().await {
-            let Some(part) = self.choice(update?, each) else { continue };
-            if whole.len() <= part.index {
-                whole.resize_with(part.index + 1, || None);
+        let wholes = texts.wholes(self.n, |whole: &mut CompletionChoice, update| {
+            if let Some(part) = self.choice(update, each) {
+                whole.add(part);
             }
-            match &mut whole[part.index] {
-                Some(choice) => choice.add(part),
-                nothing => *nothing = Some(part),
-            }
-        }
-        let best = texts.best(self.n).into_iter().flatten();
-        let chosen = best.filter_map(|index| whole.get_mut(index).and_then(Option::take));
-        let choices =
-            chosen.enumerate().map(|(index, choice)| CompletionChoice { index, ..choice }).collect();
-        Ok(Json(json!(self.completion(choices, Some(texts.usage())))))
+        });
+        let wholes = wholes.await?.into_iter().enumerate();
+        let choices = wholes.map(|(index, whole)| CompletionChoice { index, ..whole }).collect();
+        Ok(Json(json!(self.envelope.around(OBJECT, choices, Some(texts.usage())))))
     }
 }
 
@@ -210,18 +178,16 @@ impl Dialect for Completions {
     fn update(&mut self, update: Update, events: &mut Events) {
         // Nothing has become certain, and nobody asked for the token itself.
         let nothing = update.delta == Delta::default() && update.scored.is_empty();
-        if nothing && self.begun.get(update.index).is_some_and(|begun| *begun) {
+        if nothing && self.envelope.has_begun(update.index) {
             return;
         }
         if let Some(choice) = self.choice(update, self.n) {
-            events.push(&self.completion(vec![choice], None));
+            events.push(&self.envelope.around(OBJECT, vec![choice], None));
         }
     }
 
     fn end(&mut self, usage: Usage, events: &mut Events) {
-        if self.include_usage {
-            events.push(&self.completion(Vec::<CompletionChoice>::new(), Some(usage)));
-        }
+        self.envelope.end(OBJECT, usage, events);
     }
 
     fn error_style(&self) -> ErrorStyle {

@@ -41,7 +41,8 @@ pub(in crate::http) struct Texts {
     prompts: Vec<Prompted>,
     /// Texts of each prompt.
     each: usize,
-    named_stops: Vec<u32>,
+    /// The stop tokens that the request names: they are told as the reason of an end.
+    named_stops: Box<[u32]>,
     /// Read ahead, so that an error before the first token has a status of its own.
     first: Option<Result<Update, ApiError>>,
     tokenizer: Arc<Tokenizer>,
@@ -121,7 +122,7 @@ impl Texts {
         Ok(Self {
             prompts: submitted,
             each: ask.options.best_of as usize,
-            named_stops: stop_tokens.iter().copied().filter(|&token| ask.options.names(token)).collect(),
+            named_stops: ask.options.stop_token_ids().into(),
             first: None,
             tokenizer: Arc::clone(&generator.tokenizer),
             version: Arc::clone(ask.version),
@@ -186,6 +187,20 @@ impl Texts {
         if all_ended { Poll::Ready(None) } else { Poll::Pending }
     }
 
+    /// The `n` best texts of each prompt, best first, when all have ended; `add` adds an update to its text.
+    pub(in crate::http) async fn wholes<T: Default>(
+        &mut self,
+        n: usize,
+        mut add: impl FnMut(&mut T, Update),
+    ) -> Result<Vec<T>, ApiError> {
+        let mut wholes: Vec<_> = (0..self.prompts.len() * self.each).map(|_| T::default()).collect();
+        while let Some(update) = self.next().await {
+            let update = update?;
+            add(&mut wholes[update.index], update);
+        }
+        Ok(self.best(n).into_iter().map(|place| std::mem::take(&mut wholes[place])).collect())
+    }
+
     /// What makes texts of their tokens.
     pub(in crate::http) fn tokenizer(&self) -> Arc<Tokenizer> {
         Arc::clone(&self.tokenizer)
@@ -211,16 +226,16 @@ impl Texts {
     }
 
     /// The places of each prompt's `n` best texts, best first.
-    pub(in crate::http) fn best(&self, n: usize) -> Vec<Vec<usize>> {
+    fn best(&self, n: usize) -> Vec<usize> {
         let of = |(place, prompted): (usize, &Prompted)| {
             let mut order: Vec<usize> = (0..prompted.choices.len()).collect();
             if order.len() > n {
                 let mean = |&choice: &usize| prompted.choices[choice].mean_logprob();
                 order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
             }
-            order.into_iter().take(n).map(|choice| place * self.each + choice).collect()
+            order.into_iter().take(n).map(move |choice| place * self.each + choice)
         };
-        self.prompts.iter().enumerate().map(of).collect()
+        self.prompts.iter().enumerate().flat_map(of).collect()
     }
 }
 
