@@ -47,6 +47,7 @@ async fn chat(
     let prompt = conversation.into_ids(app, version, generator, options.add_special_tokens).await?;
     let question = Question {
         prompts: vec![Prompt::Ids(prompt)],
+        field: "messages",
         echo: false,
         logprobs,
         // An answer ends where its model ends it, or with the context.

@@ -11,7 +11,7 @@ use super::events::{Dialect, Events};
 use super::options::Options;
 use super::reply::{LEAST_LOGPROB, stop_reason};
 use super::texts::{Texts, Update, Usage};
-use crate::generation::choice::{Delta, FinishReason};
+use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::text::Tokenizer;
@@ -108,7 +108,8 @@ impl Chats {
 
     /// Of a delta's token, where they were asked for: `best_of` looks at them too.
     fn logprobs(&self, delta: &mut Delta) -> Option<ContentLogprobs> {
-        let (token, Logprobs { logprob, top, .. }) = delta.logprobs.take().filter(|_| self.logprobs)?;
+        let Told { token, logprobs: Logprobs { logprob, top, .. }, .. } =
+            delta.told.take().filter(|_| self.logprobs)?;
         let likely = |id: u32, logprob: f32| {
             let bytes = self.tokenizer.token_bytes(id);
             let token = String::from_utf8_lossy(&bytes).into_owned();

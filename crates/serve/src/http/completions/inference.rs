@@ -46,12 +46,14 @@ pub(in crate::http) async fn stream(
         return Err(ApiError::of_field(name, message));
     }
     let options = Options::read(&mut parameters)?;
+    options.need_tokens()?;
     parameters.finish()?;
     let version = generating_model(&app, model.as_deref())?;
     let result = async {
+        let field = begin.field();
         let prompts = begin.into_prompts(&app, &version, options.add_special_tokens).await?;
-        let question =
-            Question { prompts, echo: false, logprobs: None, usual_tokens: USUAL_TOKENS, options: &options };
+        let (usual_tokens, options) = (USUAL_TOKENS, &options);
+        let question = Question { prompts, field, echo: false, logprobs: None, usual_tokens, options };
         let (texts, _) = question.put(&app, &version, &asked).await?;
         Ok(super::events::stream(texts, Own, id.as_str().to_owned(), app.in_flight.enter()))
     };
@@ -71,6 +73,14 @@ impl Begin {
             (true, true) => Err(ApiError::of_field("messages", "either \"prompt\" or \"messages\" will do")),
             (false, true) => Conversation::read(fields).map(Self::Chat),
             (_, false) => Prompt::read(fields.value("prompt")).map(Self::Prompts),
+        }
+    }
+
+    /// Where it stands in the body.
+    fn field(&self) -> &'static str {
+        match self {
+            Self::Prompts(_) => "prompt",
+            Self::Chat(_) => "messages",
         }
     }
 

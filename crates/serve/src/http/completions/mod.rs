@@ -77,6 +77,10 @@ impl Call {
             logprobs: fields.optional("logprobs")?,
             options: Options::read(&mut fields)?,
         };
+        // Without a token to come, a prompt that is answered may still be scored.
+        if !call.echo {
+            call.options.need_tokens()?;
+        }
         fields.finish()?;
         Ok(call)
     }
@@ -89,7 +93,8 @@ impl Call {
         id: &str,
     ) -> Result<Response, ApiError> {
         let Self { prompts, echo, logprobs, options, .. } = self;
-        let question = Question { prompts, echo, logprobs, usual_tokens: USUAL_TOKENS, options: &options };
+        let (usual_tokens, field) = (USUAL_TOKENS, "prompt");
+        let question = Question { prompts, field, echo, logprobs, usual_tokens, options: &options };
         let (texts, echoed) = question.put(app, version, asked).await?;
         let replies =
             Completions::new(id, version.model(), texts.tokenizer(), echoed, logprobs.is_some(), &options);
@@ -103,6 +108,8 @@ impl Call {
 /// What the engine is asked, whoever asks.
 pub(super) struct Question<'a> {
     pub(super) prompts: Vec<Prompt>,
+    /// Where they stand in the body.
+    pub(super) field: &'static str,
     /// Whether the prompts stand before their texts.
     pub(super) echo: bool,
     /// How many of the likeliest tokens are named at each.
@@ -132,24 +139,42 @@ impl Question<'_> {
             version,
             sampling: self.options.sampling(generator, self.logprobs)?,
             options: self.options,
+            field: self.field,
             scores_prompt: self.echo && self.logprobs.is_some(),
             usual_tokens: self.usual_tokens,
             terms: urgency.terms(app, version)?,
             timed: urgency.is_timed(),
             arrived: asked.arrived,
         };
+        let count = self.prompts.len();
+        check_texts(count, self.options.best_of)?;
+        let early = generator.engine.refuse_early(count, 0, self.options.best_of);
+        early.map_err(|refused| texts::explain(&refused, self.field))?;
         let special = self.options.add_special_tokens.unwrap_or(true);
         let spelled: Vec<_> = self.prompts.iter().filter(|_| self.echo).map(Prompt::text).collect();
         let prompts = prompts::into_ids(self.prompts, app, generator, special).await?;
         let echo = |(text, ids): (Option<String>, &Vec<u32>)| {
             let text = text.map_or_else(|| decode(generator, ids), Ok)?;
-            Ok(Echo { text, first: ids[0], scored: Vec::new() })
+            Ok(Echo::new(text, ids[0]))
         };
         let echoed = spelled.into_iter().zip(&prompts).map(echo).collect::<Result<_, ApiError>>()?;
         let mut texts = submit(&ask, &running, prompts)?;
         texts.begin().await?;
         Ok((texts, echoed))
     }
+}
+
+/// Most texts of one request, over all of its prompts.
+const MOST_TEXTS: usize = 4096;
+
+fn check_texts(prompts: usize, each: u32) -> Result<(), ApiError> {
+    let texts = prompts * each as usize;
+    if texts <= MOST_TEXTS {
+        return Ok(());
+    }
+    let message =
+        format!("{prompts} prompts with {each} texts each are {texts}; at most {MOST_TEXTS} will do");
+    Err(ApiError::of_field(if each > 1 { "best_of" } else { "prompt" }, message))
 }
 
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
@@ -172,7 +197,7 @@ pub(super) fn submit(
         let replacement = ask.version.ready().filter(|now| !Arc::ptr_eq(now, &running));
         match (&refused.refusal, replacement) {
             (Refusal::Rejected(Rejection::Draining), Some(replacement)) => running = replacement,
-            _ => return Err(texts::explain(&refused)),
+            _ => return Err(texts::explain(&refused, ask.field)),
         }
     }
     Err(ApiError::new(Code::ModelNotReady, "the model is reloading"))

@@ -10,10 +10,10 @@ use super::envelope::Envelope;
 use super::events::{Dialect, Events};
 use super::options::Options;
 use super::texts::{Texts, Update, Usage};
-use crate::generation::choice::{Delta, FinishReason};
+use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
-use crate::text::Tokenizer;
+use crate::text::{Detokenizer, Tokenizer};
 
 /// The replies to one request.
 pub(super) struct Completions {
@@ -24,17 +24,24 @@ pub(super) struct Completions {
     /// Whether the answer has them.
     logprobs: bool,
     n: usize,
-    /// Characters of each text so far.
-    offsets: Vec<usize>,
 }
 
 /// A prompt that stands before its texts.
 pub(in crate::http) struct Echo {
-    pub(super) text: String,
+    text: String,
+    /// How many it has.
+    characters: usize,
     /// Its first token.
-    pub(super) first: u32,
+    first: u32,
     /// The others, where they were scored.
-    pub(super) scored: Vec<(u32, Logprobs)>,
+    scored: Vec<(u32, Logprobs)>,
+}
+
+impl Echo {
+    /// The text of a prompt that begins with the token `first`.
+    pub(super) fn new(text: String, first: u32) -> Self {
+        Self { characters: text.chars().count(), text, first, scored: Vec::new() }
+    }
 }
 
 /// What replies are called, and their parts.
@@ -76,7 +83,6 @@ impl Completions {
             echoed,
             logprobs,
             n: options.n as usize,
-            offsets: Vec::new(),
         }
     }
 
@@ -88,24 +94,20 @@ impl Completions {
             self.echoed.get_mut(index / each)?.scored.extend(scored);
             return None;
         }
-        if self.offsets.len() <= index {
-            self.offsets.resize(index + 1, 0);
-        }
         let mut choice = CompletionChoice { index, ..CompletionChoice::default() };
         let mut logprobs = CompletionLogprobs::default();
-        if self.envelope.begins(index)
-            && let Some(echo) = self.echoed.get(index / each)
-        {
+        let begins = self.envelope.begins(index);
+        let echo = self.echoed.get(index / each);
+        if let Some(echo) = echo.filter(|_| begins) {
             choice.text.clone_from(&echo.text);
             if self.logprobs {
                 self.add_prompt(echo, &mut logprobs);
             }
-            self.offsets[index] = echo.text.chars().count();
         }
-        if let Some((token, of)) = delta.logprobs.filter(|_| self.logprobs) {
-            self.add(token, Some(&of), self.offsets[index], &mut logprobs);
+        if let Some(Told { token, logprobs: of, offset }) = delta.told.filter(|_| self.logprobs) {
+            let offset = echo.map_or(0, |echo| echo.characters) + offset;
+            self.add(token, Some(&of), offset, &mut logprobs);
         }
-        self.offsets[index] += delta.text.chars().count();
         choice.text += &delta.text;
         choice.finish_reason = delta.finish.as_ref().map(FinishReason::name);
         choice.stop_reason = delta.finish.as_ref().and_then(stop_reason);
@@ -115,12 +117,14 @@ impl Completions {
 
     /// The tokens of a prompt. Nothing says how likely the first was.
     fn add_prompt(&self, echo: &Echo, to: &mut CompletionLogprobs) {
-        let mut offset = 0;
         let first = std::iter::once((echo.first, None));
         let others = echo.scored.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
+        // As the text came to be: a character of many tokens begins where the first of them does.
+        let mut detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), &[], true);
+        let mut offset = 0;
         for (token, logprobs) in first.chain(others) {
             self.add(token, logprobs, offset, to);
-            offset += to.tokens.last().map_or(0, |token| token.chars().count());
+            offset += detokenizer.push(token).map_or(0, |text| text.chars().count());
         }
     }
 

@@ -24,6 +24,8 @@ use crate::text::Tokenizer;
 pub(in crate::http) struct Ask<'a> {
     pub(in crate::http) version: &'a Arc<Version>,
     pub(in crate::http) options: &'a Options,
+    /// Where the prompts stand in the body.
+    pub(in crate::http) field: &'static str,
     pub(in crate::http) sampling: Sampling,
     /// Whether the prompts' tokens are scored as well.
     pub(in crate::http) scores_prompt: bool,
@@ -56,6 +58,8 @@ struct Prompted {
     generating: Generating,
     choices: Vec<Choice>,
     prompt: Vec<u32>,
+    /// Whether what comes after the prompt is wanted.
+    answers: bool,
     /// Whether it was counted as answered or failed.
     counted: bool,
 }
@@ -92,6 +96,8 @@ impl Texts {
         generator: &Generator,
         prompts: &[Vec<u32>],
     ) -> Result<Self, Box<Refused>> {
+        let tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        generator.engine.refuse_early(prompts.len(), tokens, ask.options.best_of)?;
         let sampling = Arc::new(ask.sampling.clone());
         let stop_tokens: Arc<[u32]> = ask.options.all_stop_tokens(generator).into();
         let text = ask.options.text();
@@ -106,7 +112,8 @@ impl Texts {
             let request = GenerationRequest {
                 prompt: prompt.clone(),
                 choices: ask.options.best_of,
-                max_tokens: ask.options.max_tokens.unwrap_or(usual),
+                // A prompt that is only scored is fed like any other, and what comes after it is not looked at.
+                max_tokens: ask.options.max_tokens.unwrap_or(usual).max(1),
                 sampling: Arc::clone(&sampling),
                 stop_tokens: Arc::clone(&stop_tokens),
                 priority: ask.terms.priority,
@@ -117,7 +124,8 @@ impl Texts {
                 deadline: ask.timed.then_some(deadline),
             };
             let generating = generator.engine.submit(request)?;
-            submitted.push(Prompted { generating, choices, prompt: prompt.clone(), counted: false });
+            let answers = ask.options.max_tokens != Some(0);
+            submitted.push(Prompted { generating, choices, prompt: prompt.clone(), answers, counted: false });
         }
         Ok(Self {
             prompts: submitted,
@@ -265,6 +273,7 @@ impl Prompted {
                 let scored = tokens.zip(logprobs).collect();
                 return Ok(Some(Update { index, delta: Delta::default(), scored }));
             }
+            GenerationEvent::Token { .. } if !self.answers => return Ok(None),
             GenerationEvent::Token { token, stops, logprobs, .. } => {
                 let named = named_stops.contains(&token);
                 let delta = choice.token(token, stops, named, logprobs).map_err(failed)?;
@@ -273,8 +282,9 @@ impl Prompted {
                 }
                 delta
             }
-            GenerationEvent::Ended { how: Finish::Stopped, .. } => choice.end(false).map_err(failed)?,
-            GenerationEvent::Ended { how: Finish::Length, .. } => choice.end(true).map_err(failed)?,
+            GenerationEvent::Ended { how: how @ (Finish::Stopped | Finish::Length), .. } => {
+                choice.end(how == Finish::Length || !self.answers).map_err(failed)?
+            }
             GenerationEvent::Ended { how: Finish::Failed(reason), .. } => {
                 return Err(ApiError::new(Code::ModelFailed, reason));
             }
@@ -297,17 +307,22 @@ fn expired(end: End) -> ApiError {
     ApiError::new(Code::DeadlineExceeded, message)
 }
 
-/// What a refused request tells its client.
-pub(in crate::http) fn explain(refused: &Refused) -> ApiError {
+/// What a refused request tells its client, whose prompts stand in `field`.
+pub(in crate::http) fn explain(refused: &Refused, field: &'static str) -> ApiError {
+    let says = refused.refusal.to_string();
     match &refused.refusal {
         Refusal::Rejected(Rejection::NeverFits { cost, limit }) => ApiError::invalid(format!(
             "prompt and text have up to {cost} tokens, and the KV cache holds {limit}: shorten the prompt or max_tokens"
         )),
         Refusal::Rejected(rejection) => ApiError::rejected(rejection, refused.drain),
-        Refusal::EmptyPrompt => ApiError::of_field("prompt", refused.refusal.to_string()),
-        Refusal::NothingToGenerate | Refusal::ContextExceeded { .. } => {
-            ApiError::of_field("max_tokens", refused.refusal.to_string())
+        Refusal::EmptyPrompt | Refusal::QueueSize { .. } | Refusal::QueueTokens { .. } => {
+            ApiError::of_field(field, says)
         }
-        Refusal::Sequences { .. } => ApiError::of_field("n", refused.refusal.to_string()),
+        Refusal::ContextExceeded { prompt, limit, .. } => {
+            let param = if *prompt >= u64::from(*limit) { field } else { "max_tokens" };
+            ApiError { openai_code: Some("context_length_exceeded"), ..ApiError::of_field(param, says) }
+        }
+        Refusal::NothingToGenerate => ApiError::of_field("max_tokens", says),
+        Refusal::Sequences { .. } => ApiError::of_field("n", says),
     }
 }
