@@ -172,7 +172,7 @@ fn a_chat_that_cannot_be_answered_is_refused_by_the_field_at_fault() {
     refused(&running, &json!({ "top_logprobs": 3 }), Some("top_logprobs"), "needs \"logprobs\"");
     refused(&running, &json!({ "temprature": 1 }), None, "did you mean \"temperature\"?");
     let long = json!([{ "role": "user", "content": "fox ".repeat(1000) }]);
-    refused(&running, &json!({ "messages": long, "stream": true }), Some("max_tokens"), "512");
+    refused(&running, &json!({ "messages": long, "stream": true }), messages, "512");
     // Nothing of this harms those who ask for what can be done.
     chat(&running, &json!({})).ok();
 }

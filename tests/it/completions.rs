@@ -210,6 +210,66 @@ fn log_probabilities_are_those_of_the_likeliest_and_of_the_token() {
 }
 
 #[test]
+fn a_prompt_is_scored_without_a_token_after_it() {
+    let running = start(TINYLM);
+    let body = with(&likeliest(3), json!({ "echo": true, "logprobs": 2 }));
+    let longer = running.post(COMPLETIONS, &body).ok();
+    let prompt = longer["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    let body = with(&body, json!({ "max_tokens": 0 }));
+    let reply = running.post(COMPLETIONS, &body).ok();
+    let choice = &reply["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("The old sailor"), &json!("length")));
+    assert_eq!(
+        (&reply["usage"]["completion_tokens"], &reply["usage"]["prompt_tokens"]),
+        (&json!(0), &json!(prompt))
+    );
+    for field in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let of = |reply: &Value| reply["choices"][0]["logprobs"][field].as_array().unwrap().clone();
+        assert_eq!(of(&reply), of(&longer)[..prompt], "{field}");
+    }
+    let (texts, ends) = streamed(&stream(&running, COMPLETIONS, &body));
+    assert_eq!((texts[0].as_str(), ends[0].as_deref()), ("The old sailor", Some("length")));
+    let many = with(&body, json!({ "prompt": ["a", "b"], "n": 2, "logprobs": null }));
+    let many = running.post(COMPLETIONS, &many).ok();
+    let texts: Vec<_> =
+        many["choices"].as_array().unwrap().iter().map(|choice| choice["text"].clone()).collect();
+    assert_eq!(texts, ["a", "a", "b", "b"]);
+}
+
+#[test]
+fn tokens_begin_in_the_text_where_they_are_said_to() {
+    let running = start(TINYLM);
+    // Characters of two, three and four bytes, each a token of its own.
+    let prompt = "Ein süßer € für 🙂 und 漢字. The old sailor";
+    let plain = with(&likeliest(30), json!({ "prompt": prompt, "echo": true, "logprobs": 0 }));
+    let whole = running.post(COMPLETIONS, &plain).ok();
+    let characters: Vec<char> = text(&whole).chars().collect();
+    let end: String = characters[characters.len() - 12..characters.len() - 3].iter().collect();
+    // Held back, as it may become the end, and then let go.
+    let held = with(&plain, json!({ "stop": format!("{end}#") }));
+    for reply in [&whole, &running.post(COMPLETIONS, &held).ok()] {
+        assert_eq!(text(reply), text(&whole));
+        let logprobs = &reply["choices"][0]["logprobs"];
+        let tokens = logprobs["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap());
+        let offsets = logprobs["text_offset"].as_array().unwrap().iter();
+        let offsets: Vec<_> = offsets.map(|offset| offset.as_u64().unwrap() as usize).collect();
+        assert!(offsets.is_sorted(), "{offsets:?}");
+        let mut split = 0;
+        for (token, &offset) in tokens.zip(&offsets).filter(|(token, _)| !token.starts_with('<')) {
+            if token.contains(char::REPLACEMENT_CHARACTER) {
+                split += 1;
+            } else {
+                assert!(
+                    characters[offset..].starts_with(&token.chars().collect::<Vec<_>>()),
+                    "{token:?} at {offset}"
+                );
+            }
+        }
+        assert!(split > 8, "characters are split: {split}");
+    }
+}
+
+#[test]
 fn the_best_of_many_comes_first() {
     let running = start(TINYLM);
     let body = with(&likeliest(12), json!({ "temperature": 1, "seed": 3, "logprobs": 0 }));

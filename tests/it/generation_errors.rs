@@ -21,8 +21,8 @@ fn endless(tokens: u32) -> Value {
     json!({ "prompt": "The old sailor", "max_tokens": tokens, "temperature": 0, "ignore_eos": true })
 }
 
-/// Asserts that a request with these fields is refused, in these words.
-fn refused(running: &Running, fields: Value, code: &str, says: &str) {
+/// Asserts that a request with these fields is refused in these words, and counted by `model`; empty: by none.
+fn refused(running: &Running, fields: Value, code: &str, says: &str, model: &str) {
     let body = with(&json!({ "prompt": "The old sailor", "model": "tinylm" }), fields).to_string();
     running.refuses(&Refused {
         method: "POST",
@@ -32,7 +32,7 @@ fn refused(running: &Running, fields: Value, code: &str, says: &str) {
         status: 400,
         code,
         says: &[says],
-        model: if code == "malformed_request" || says.starts_with('"') { "" } else { "tinylm" },
+        model,
     });
 }
 
@@ -53,22 +53,13 @@ fn fields_that_mean_nothing_are_refused_by_name() {
         (json!({ "stop": [""] }), "a text of \"stop\" has 0 bytes; 1 to 1024 will do"),
         (json!({ "max_tokens": 4, "min_tokens": 5 }), "\"min_tokens\" is 5, more than max_tokens"),
         (json!({ "logit_bias": { "x": 1 } }), "\"logit_bias\" has the key \"x\", which is no token id"),
+        (json!({ "logit_bias": { "5": 1, "05": 2 } }), "\"logit_bias\" names token 5 twice"),
         (json!({ "prompt": [] }), "\"prompt\" is empty"),
         (json!({ "prompt": [1, -1] }), "-1 in \"prompt\" is no token id"),
         (json!({ "prompt": { "a": 1 } }), "\"prompt\" has to be a text"),
         (json!({ "prompt": null }), "\"prompt\" is missing"),
     ] {
-        let body = with(&json!({ "prompt": "The old sailor", "model": "tinylm" }), fields).to_string();
-        running.refuses(&Refused {
-            method: "POST",
-            path: COMPLETIONS,
-            headers: &[JSON],
-            body: body.as_bytes(),
-            status: 400,
-            code: "invalid_input",
-            says: &[says],
-            model: "",
-        });
+        refused(&running, fields, "invalid_input", says, "");
     }
 }
 
@@ -89,21 +80,9 @@ fn what_does_not_fit_the_model_is_refused_in_its_name() {
         (json!({ "stop_token_ids": [880] }), "\"stop_token_ids\" has 880; the vocabulary has 880 tokens"),
         (json!({ "prompt": "", "add_special_tokens": false }), "the prompt is empty"),
         (json!({ "prompt": [4, 900] }), "token 1 of the prompt is 900; the vocabulary has 880 tokens"),
-        (json!({ "prompt": vec![5; 2048] }), "the model's context is 2048 tokens, and the request has 2048"),
-        (json!({ "max_tokens": 5000 }), "5000 to generate"),
         (json!({ "n": 100 }), "100 sequences are asked for, and 1 to 64 can be generated at once"),
     ] {
-        let body = with(&json!({ "prompt": "The old sailor", "model": "tinylm" }), fields).to_string();
-        running.refuses(&Refused {
-            method: "POST",
-            path: COMPLETIONS,
-            headers: &[JSON],
-            body: body.as_bytes(),
-            status: 400,
-            code: "invalid_input",
-            says: &[says],
-            model: "tinylm",
-        });
+        refused(&running, fields, "invalid_input", says, "tinylm");
     }
     assert_eq!(used_blocks(&running), 0.0);
 }
@@ -111,19 +90,13 @@ fn what_does_not_fit_the_model_is_refused_in_its_name() {
 #[test]
 fn what_is_no_request_for_text_is_malformed() {
     let running = serve("");
-    refused(&running, json!({ "temprature": 1 }), "malformed_request", "did you mean \"temperature\"?");
-    refused(
-        &running,
-        json!({ "stream_options": { "usage": true } }),
-        "malformed_request",
-        "unknown field \"usage\"",
-    );
-    refused(
-        &running,
-        json!({ "priority": "urgent" }),
-        "malformed_request",
-        "expected low, normal, high or critical",
-    );
+    for (fields, says) in [
+        (json!({ "temprature": 1 }), "did you mean \"temperature\"?"),
+        (json!({ "stream_options": { "usage": true } }), "unknown field \"usage\""),
+        (json!({ "priority": "urgent" }), "expected low, normal, high or critical"),
+    ] {
+        refused(&running, fields, "malformed_request", says, "");
+    }
     let reply = running.post(COMPLETIONS, &json!([1]));
     assert_eq!((reply.status, reply.message().as_str()), (400, "the body is not an object"));
     let reply = running.post(COMPLETIONS, &json!({ "model": "delay", "prompt": "x" }));
@@ -132,6 +105,9 @@ fn what_is_no_request_for_text_is_malformed() {
         running.post(COMPLETIONS, &json!({ "model": "gpt", "prompt": "x" })).code(),
         "model_not_found"
     );
+    let none = json!({ "prompt": "x", "parameters": { "max_tokens": 0 } });
+    let reply = running.post("/v1/inference/stream", &none);
+    assert_eq!((reply.status, reply.message().as_str()), (422, "\"max_tokens\" is 0; at least 1 is needed"));
     let other = running.post("/models/tinylm/predict", &json!({ "data": "x" }));
     assert_eq!(other.status, 422);
     assert!(other.message().contains("ask /v1/completions"), "{}", other.message());
@@ -143,6 +119,86 @@ fn errors_name_the_field_they_are_about() {
     let reply = running.post(COMPLETIONS, &json!({ "prompt": "x", "temperature": -1 }));
     assert_eq!(reply.json()["error"]["param"], "temperature");
     assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
+}
+
+#[test]
+fn of_a_key_that_is_written_twice_the_last_counts() {
+    let running = serve("");
+    let body = br#"{"prompt": "The old sailor", "max_tokens": 3, "temperature": 0, "logprobs": 0, "ignore_eos": true,
+        "logit_bias": {"300": -100, "300": 100}}"#;
+    let reply = running.post_raw(COMPLETIONS, &[JSON], body).ok();
+    let biased = running.post("/detokenize", &json!({ "tokens": [300] })).ok();
+    assert_eq!(reply["choices"][0]["logprobs"]["tokens"], json!(vec![&biased["prompt"]; 3]));
+}
+
+#[test]
+fn a_request_that_exceeds_the_context_is_refused_in_openais_words() {
+    let running = serve("");
+    let prompt = json!({ "model": "tinylm", "prompt": vec![5; 2048] });
+    let word = "sailor ".repeat(3000);
+    let chat = json!({ "model": "tinylm", "messages": [{ "role": "user", "content": word }] });
+    let before = running.outcomes("tinylm", "invalid_input");
+    for (path, body, param) in [
+        (COMPLETIONS, prompt.clone(), "prompt"),
+        (COMPLETIONS, with(&endless(5000), json!({ "model": "tinylm" })), "max_tokens"),
+        ("/v1/chat/completions", chat.clone(), "messages"),
+    ] {
+        let reply = running.post(path, &body);
+        assert_eq!((reply.status, reply.code().as_str()), (400, "context_length_exceeded"), "{path}");
+        let error = &reply.json()["error"];
+        assert_eq!((&error["param"], &error["type"]), (&json!(param), &json!("invalid_request_error")));
+        assert!(reply.message().contains("the model's context is 2048 tokens"), "{}", reply.message());
+    }
+    for body in [prompt, chat] {
+        let reply = running.post("/v1/inference/stream", &body);
+        assert_eq!((reply.status, reply.code().as_str()), (422, "invalid_input"));
+    }
+    assert_eq!(running.outcomes("tinylm", "invalid_input"), before + 5.0);
+}
+
+/// What the scheduler counted.
+fn generation(running: &Running) -> Value {
+    running.stats("tinylm")["generation"].clone()
+}
+
+#[test]
+fn what_can_never_wait_at_once_is_refused_before_any_of_it_is_admitted() {
+    let running =
+        serve("models.tinylm.batching.max_queue_size = 4\nmodels.tinylm.batching.max_queue_tokens = 100\n");
+    for (fields, says) in [
+        (json!({ "prompt": vec!["a"; 5] }), "5 prompts are sent, and the queue holds 4 (max_queue_size)"),
+        (json!({ "prompt": [vec![5; 60], vec![6; 60]] }), "and the queue holds 100 (max_queue_tokens)"),
+        (json!({ "prompt": vec![5; 101] }), "101 tokens of prompts are sent"),
+        (
+            json!({ "prompt": vec!["a"; 100], "n": 64 }),
+            "100 prompts with 64 texts each are 6400; at most 4096",
+        ),
+        (json!({ "prompt": vec!["a"; 4], "best_of": 100 }), "100 sequences are asked for, and 1 to 64"),
+    ] {
+        refused(&running, fields, "invalid_input", says, "tinylm");
+    }
+    let stats = generation(&running);
+    assert_eq!(stats["refused"], json!({ "sequences": 1, "queue_size": 1, "queue_tokens": 2 }));
+    assert_eq!((&stats["admitted"], &stats["cancelled"]), (&json!(0), &json!(0)));
+    assert_eq!(running.rejections("tinylm", "queue_size"), 1.0);
+}
+
+#[test]
+fn prompts_that_only_some_of_have_room_are_all_refused() {
+    let running = serve(
+        "models.tinylm.batching.max_queue_size = 3\nmodels.tinylm.batching.continuous.max_sequences = 1\n",
+    );
+    let mut first = running.post_later(COMPLETIONS, &with(&endless(2000), json!({ "stream": true })));
+    first.read_until("data: ");
+    let second = running.post_later(COMPLETIONS, &endless(2));
+    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    let reply = running.post(COMPLETIONS, &with(&endless(2), json!({ "prompt": ["a", "b", "c"] })));
+    assert_eq!((reply.status, reply.code().as_str()), (429, "queue_full"));
+    assert!(reply.header("retry-after").is_some());
+    let stats = generation(&running);
+    assert_eq!((&stats["admitted"], &stats["cancelled"]), (&json!(2), &json!(0)));
+    assert_eq!(stats["refused"], json!({ "queue_full": 1 }));
+    drop((first, second));
 }
 
 #[test]
@@ -258,6 +314,9 @@ fn a_model_that_gives_no_numbers_is_left_alone_for_a_while() {
     let reply = running.post(COMPLETIONS, &ask);
     assert_eq!((reply.status, reply.code().as_str()), (503, "breaker_open"));
     assert!(reply.header("retry-after").is_some());
+    let stats = &running.stats("broken")["generation"];
+    assert_eq!((&stats["admitted"], &stats["cancelled"]), (&json!(3), &json!(0)));
+    assert_eq!(stats["refused"], json!({ "breaker_open": 1 }));
     running.post("/admin/models/broken/reset_breaker", &json!(null)).ok();
     assert_eq!(running.post(COMPLETIONS, &ask).code(), "model_failed");
     running.still_serves();

@@ -73,6 +73,58 @@ fn a_reload_loses_no_text() {
     assert_eq!(used_blocks(&running), 0.0);
 }
 
+/// Which samples of the gauges of texts and blocks are shown.
+fn gauges(running: &Running) -> Vec<String> {
+    let text = running.get("/metrics").text();
+    let of = |line: &&str| {
+        line.starts_with("trustformers_kv_blocks{") || line.starts_with("trustformers_sequences{")
+    };
+    text.lines().filter(of).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_gauges_are_those_of_the_model_that_answers() {
+    let running = start(TINYLM);
+    running.post(COMPLETIONS, &endless(40)).ok();
+    let cached = "trustformers_kv_blocks{model=\"tinylm\",state=\"cached\",version=\"1\"}";
+    assert!(running.metric(cached) > 0.0);
+    assert_eq!(gauges(&running).len(), 6);
+    running.post("/models/tinylm/load", &json!(null)).ok();
+    assert_eq!(running.metric(cached), 0.0, "the replacement has cached nothing");
+    running.post(COMPLETIONS, &endless(40)).ok();
+    let mut text = begun(&running, 600);
+    running.post("/models/tinylm/unload", &json!(null)).ok();
+    assert_eq!(outcome(&mut text), "length");
+    assert_eq!(gauges(&running), [""; 0]);
+    running.post("/models/tinylm/load", &json!(null)).ok();
+    assert_eq!(gauges(&running).len(), 6);
+    assert_eq!((used_blocks(&running), running.metric(cached)), (0.0, 0.0));
+}
+
+#[test]
+fn a_text_that_a_stop_string_ends_has_ended_like_any_other() {
+    let running = start(TINYLM);
+    let whole = running.post(COMPLETIONS, &endless(30)).ok();
+    let stop: String = whole["choices"][0]["text"].as_str().unwrap().chars().skip(30).take(9).collect();
+    let before = running.stats("tinylm")["generation"].clone();
+    let body = with(&endless(1500), json!({ "stop": stop }));
+    assert_eq!(running.post(COMPLETIONS, &body).ok()["choices"][0]["stop_reason"], stop);
+    let stats = running.stats("tinylm");
+    let after = &stats["generation"];
+    assert_eq!((&before["ended"]["stopped"], &after["ended"]["stopped"]), (&json!(0), &json!(1)));
+    assert_eq!((&after["cancelled"], &stats["ok"]), (&json!(0), &json!(2)));
+    let share = |stats: &Value| stats["output_share"].as_f64().unwrap();
+    assert!(share(after) < share(&before), "{} of {}", share(after), share(&before));
+    let trace = running.get("/admin/trace").ok();
+    let lives = trace["traceEvents"].as_array().unwrap().iter();
+    let ends: Vec<_> = lives
+        .filter(|event| event["ph"] == "e" && event["name"] == "generate")
+        .map(|event| event["args"]["end"].as_str().unwrap())
+        .collect();
+    assert_eq!(ends, ["length", "stopped"]);
+    assert_eq!(used_blocks(&running), 0.0);
+}
+
 #[test]
 fn the_servers_own_stream_says_the_same() {
     let running = start(TINYLM);

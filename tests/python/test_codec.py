@@ -109,6 +109,13 @@ def test_each_code_has_its_exception_with_all_that_the_reply_said(code: str) -> 
     assert (error.code, error.status, error.request_id, error.retry_after) == (code, kind.status, "r7", 3.0)
 
 
+def test_what_openai_calls_by_a_name_of_its_own_is_the_same_exception() -> None:
+    answer = json_reply({"error": {"code": "context_length_exceeded", "message": "too long"}}, 400)
+    with pytest.raises(ts.InvalidInputError) as caught:
+        _calls.models().read(answer)
+    assert (caught.value.code, caught.value.status) == ("context_length_exceeded", 400)
+
+
 def test_an_unknown_code_is_still_an_api_error() -> None:
     answer = json_reply({"error": {"code": "newer", "message": "later"}}, 418)
     with pytest.raises(ts.ApiError) as caught:

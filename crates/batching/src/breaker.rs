@@ -43,6 +43,16 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+impl BreakerState {
+    /// How long it stays open; `None` where it is not.
+    pub fn pause(self, now: Time) -> Option<Duration> {
+        match self {
+            BreakerState::Open { until } => Some(until.since(now)),
+            BreakerState::Closed | BreakerState::HalfOpen => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Closed,

@@ -213,6 +213,7 @@ pub struct VersionMetrics {
     /// Its kinds show once they are known.
     memory: IntGaugeVec,
     queue_depth: IntGauge,
+    /// Its kinds show for models that read text.
     tokens: IntCounterVec,
     generation: GenerationFamilies,
     busy: Vec<(Mutex<BusyWindow>, Gauge)>,
@@ -267,9 +268,9 @@ impl VersionMetrics {
         self.rejections.with_label_values(&[&self.model, &self.version, reason]).inc();
     }
 
-    /// Counts tokens that a model has read.
-    pub fn read_tokens(&self, tokens: u64) {
-        self.tokens.with_label_values(&[&self.model, &self.version, "prompt"]).inc_by(tokens);
+    /// The counter of tokens of one kind, for those who count them often.
+    pub fn tokens(&self, kind: &str) -> IntCounter {
+        self.tokens.with_label_values(&[&self.model, &self.version, kind])
     }
 
     /// An instance is busy from now on.

@@ -76,7 +76,6 @@ fn texts_become_the_tokens_that_transformers_makes() {
 fn tokens_become_the_texts_that_transformers_makes() {
     for (name, case) in cases() {
         let tokenizer = Tokenizer::load(&case.folder).unwrap();
-        assert_eq!(tokenizer.vocabulary_size(), case.size);
         assert_eq!(tokenizer.highest_id() as usize, case.size - 1);
         for one in &case.decoded {
             let text = tokenizer.decode(&one.ids, one.skip_special).unwrap();

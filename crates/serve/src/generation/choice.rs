@@ -41,13 +41,24 @@ impl FinishReason {
     }
 }
 
+/// A token of a text, and how likely it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// Its id.
+    pub token: u32,
+    /// Of the model.
+    pub logprobs: Logprobs,
+    /// Characters of the text before it, also of what stop strings hold back.
+    pub offset: usize,
+}
+
 /// What a token added to a text.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Delta {
     /// Text that has become certain; often a word, sometimes nothing.
     pub text: String,
     /// The token and its probability, where they were asked for.
-    pub logprobs: Option<(u32, Logprobs)>,
+    pub told: Option<Told>,
     /// Why the text ended, with its last delta.
     pub finish: Option<FinishReason>,
 }
@@ -58,6 +69,8 @@ pub struct Choice {
     stops: StopStrings,
     options: TextOptions,
     tokens: u32,
+    /// Characters that its tokens have made so far.
+    characters: usize,
     /// Sum of the logarithms of its tokens' probabilities, where they were asked for.
     log_probability: f64,
     /// The stop token that ended it, if one that the caller named.
@@ -73,6 +86,7 @@ impl Choice {
             stops: options.stops.clone(),
             options,
             tokens: 0,
+            characters: 0,
             log_probability: 0.0,
             stop_token: None,
             ended: false,
@@ -107,20 +121,21 @@ impl Choice {
     ) -> Result<Delta, TextError> {
         self.tokens += 1;
         self.log_probability += logprobs.as_ref().map_or(0.0, |logprobs| f64::from(logprobs.logprob));
-        let logprobs = logprobs.map(|logprobs| (token, logprobs));
+        let told = logprobs.map(|logprobs| Told { token, logprobs, offset: self.characters });
         if stops {
             self.stop_token = named.then_some(token);
             if !(named && self.options.include_stop) {
-                return Ok(Delta { logprobs, ..Delta::default() });
+                return Ok(Delta { told, ..Delta::default() });
             }
         }
         let text = self.detokenizer.push(token)?.to_owned();
+        self.characters += text.chars().count();
         if self.tokens < self.options.min_tokens {
-            return Ok(Delta { text, logprobs, finish: None });
+            return Ok(Delta { text, told, finish: None });
         }
         let released = self.stops.push(&text);
         let finish = self.stopped(&released);
-        Ok(Delta { text: released.text, logprobs, finish })
+        Ok(Delta { text: released.text, told, finish })
     }
 
     /// Takes in its end.
@@ -139,7 +154,7 @@ impl Choice {
             released.text += &self.stops.finish();
         }
         self.ended = true;
-        Ok(Delta { text: released.text, logprobs: None, finish: Some(finish) })
+        Ok(Delta { text: released.text, told: None, finish: Some(finish) })
     }
 
     fn stopped(&mut self, released: &Released) -> Option<FinishReason> {

@@ -1,6 +1,5 @@
 //! A language model's thread, and the side of it that callers see.
 
-use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
@@ -16,7 +15,7 @@ use trustformers_batching::continuous::{
     SequenceId, Stats, StepOutcome, StepPlan,
 };
 use trustformers_batching::queue::Total;
-use trustformers_batching::{BreakerConfig, BreakerState, Clock, MonotonicClock, Rejection, Ticket, Time};
+use trustformers_batching::{BreakerConfig, Clock, MonotonicClock, Rejection, Ticket, Time};
 
 use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
@@ -60,7 +59,7 @@ pub struct Generating {
     shared: Weak<Shared>,
     admitted: Admitted,
     /// Texts that have not ended.
-    left: u32,
+    open: Vec<u32>,
     cached_tokens: u32,
 }
 
@@ -111,6 +110,19 @@ impl Engine {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
+    /// Refuses `prompts` of `tokens` tokens together, of `choices` texts each, if nothing could come of them now,
+    /// before anything is made for them. What it lets pass may still be refused when it is submitted.
+    ///
+    /// # Errors
+    /// The reason, and how long what waits and runs will take.
+    pub fn refuse_early(&self, prompts: usize, tokens: u64, choices: u32) -> Result<(), Box<Refused>> {
+        let mut state = self.shared.state.lock();
+        match state.scheduler.refuse_early(prompts, tokens, choices) {
+            None => Ok(()),
+            Some(refusal) => Err(self.refused(&state, refusal)),
+        }
+    }
+
     /// Admits a request, or says at once why not.
     ///
     /// # Errors
@@ -121,15 +133,17 @@ impl Engine {
             .collect();
         let now = self.shared.clock.now();
         let mut state = self.shared.state.lock();
-        let admitted = state.admit(now, &request).map_err(|refusal| {
-            self.shared.metrics.refused(&refusal);
-            Box::new(Refused { refusal, drain: state.scheduler.predicted_drain() })
-        })?;
-        let left = request.choices;
+        let admitted = state.admit(now, &request).map_err(|refusal| self.refused(&state, refusal))?;
+        let open = (0..request.choices).collect();
         let events = state.seats.add(now, admitted, &request, samplers);
         drop(state);
         self.shared.work.notify_one();
-        Ok(Generating { events, shared: Arc::downgrade(&self.shared), admitted, left, cached_tokens: 0 })
+        Ok(Generating { events, shared: Arc::downgrade(&self.shared), admitted, open, cached_tokens: 0 })
+    }
+
+    fn refused(&self, state: &State, refusal: Refusal) -> Box<Refused> {
+        self.shared.metrics.refused(&refusal);
+        Box::new(Refused { refusal, drain: state.scheduler.predicted_drain() })
     }
 
     /// Lets requests in again, whatever the model did before.
@@ -153,10 +167,7 @@ impl Engine {
                 ..Total::default()
             },
             breaker,
-            breaker_pause: match breaker {
-                Some(BreakerState::Open { until }) => Some(until.since(now)),
-                _ => None,
-            },
+            breaker_pause: breaker.and_then(|breaker| breaker.pause(now)),
             stalled: stalled.then_some(0).into_iter().collect(),
             memory_limit: None,
         }
@@ -179,7 +190,7 @@ impl Engine {
         self.shared.trace.events(process, name, now.saturating_sub(own))
     }
 
-    /// Brings counters and gauges up to date; called before they are read.
+    /// Brings counters and gauges up to date; called before they are read, of the engine that answers.
     pub fn refresh(&self) {
         self.shared.metrics.refresh(|| self.stats());
     }
@@ -201,7 +212,8 @@ impl Engine {
             // It ends by itself, and what it panicked with was printed.
             drop(thread.join());
         }
-        self.refresh();
+        // Not the gauges: they may be its replacement's by now.
+        self.shared.metrics.count(|| self.stats());
     }
 }
 
@@ -213,27 +225,29 @@ impl Drop for Engine {
 }
 
 impl Generating {
-    /// The next that happens; `None` after the ends of all texts.
+    /// The next that happens; `None` after the ends of all texts. Each has one, also where the engine is gone
+    /// without a word.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
-        if self.left == 0 {
+        if self.open.is_empty() {
             return Poll::Ready(None);
         }
-        let event = ready!(self.events.poll_recv(context));
-        match event {
-            Some(GenerationEvent::Ended { cached_tokens, .. }) => {
-                self.left -= 1;
-                self.cached_tokens = cached_tokens;
-            }
-            // The engine is gone without a word.
-            None => self.left = 0,
-            Some(GenerationEvent::Token { .. } | GenerationEvent::Scored { .. }) => {}
+        let event = match ready!(self.events.poll_recv(context)) {
+            Some(event) => Some(event),
+            None => self.open.first().map(|&choice| GenerationEvent::Ended {
+                choice,
+                how: Finish::Failed("the model is gone".to_owned()),
+                cached_tokens: self.cached_tokens,
+            }),
+        };
+        if let Some(GenerationEvent::Ended { choice, cached_tokens, .. }) = event {
+            self.ended(choice, cached_tokens);
         }
         Poll::Ready(event)
     }
 
-    /// The same for those who wait.
-    pub async fn next(&mut self) -> Option<GenerationEvent> {
-        poll_fn(|context| self.poll_next(context)).await
+    fn ended(&mut self, choice: u32, cached_tokens: u32) {
+        self.open.retain(|&other| other != choice);
+        self.cached_tokens = cached_tokens;
     }
 
     /// Tokens of the prompt that had been computed for others; known when a text has ended.
@@ -245,16 +259,15 @@ impl Generating {
     pub fn stop(&mut self, choice: u32) {
         let sequence = self.admitted.sequences().nth(choice as usize);
         let (Some(shared), Some(sequence)) = (self.shared.upgrade(), sequence) else { return };
-        if let Some(cached_tokens) = shared.stop(self.admitted.request, sequence) {
-            self.left -= 1;
-            self.cached_tokens = cached_tokens;
+        if let Some(ended) = shared.stop(sequence) {
+            self.ended(choice, ended.cached_tokens);
         }
     }
 }
 
 impl Drop for Generating {
     fn drop(&mut self) {
-        if self.left > 0
+        if !self.open.is_empty()
             && let Some(shared) = self.shared.upgrade()
         {
             shared.cancel(self.admitted);
@@ -277,30 +290,27 @@ impl State {
         }
         let wall = Instant::now();
         let time = |at: Instant| now + at.saturating_duration_since(wall);
-        let admitted = self.scheduler.submit(
-            now,
-            Request {
-                prompt: request.prompt.clone(),
-                max_tokens: request.max_tokens,
-                sequences: request.choices,
-                priority: request.priority,
-                client: request.client,
-                salt: request.salt,
-                scores_prompt: request.scores_prompt,
-                deadlines: Deadlines {
-                    queue: None,
-                    first_token: request.first_token.map(time),
-                    total: request.deadline.map(time),
-                },
+        let request = Request {
+            prompt: request.prompt.clone(),
+            max_tokens: request.max_tokens,
+            sequences: request.choices,
+            priority: request.priority,
+            client: request.client,
+            salt: request.salt,
+            scores_prompt: request.scores_prompt,
+            deadlines: Deadlines {
+                queue: None,
+                first_token: request.first_token.map(time),
+                total: request.deadline.map(time),
             },
-        )?;
-        if let Some(breaker) = &mut self.breaker
-            && let Err(retry_after) = breaker.admit(now, Ticket(admitted.request.0))
-        {
-            self.scheduler.cancel(now, admitted.request);
-            return Err(Rejection::BreakerOpen { retry_after }.into());
-        }
-        Ok(admitted)
+        };
+        let breaker = &mut self.breaker;
+        self.scheduler.submit_past(now, request, |RequestId(id)| match breaker {
+            None => Ok(()),
+            Some(breaker) => {
+                breaker.admit(now, Ticket(id)).map_err(|retry_after| Rejection::BreakerOpen { retry_after })
+            }
+        })
     }
 
     /// What the scheduler says of sequences that ended.
@@ -314,7 +324,7 @@ impl State {
         let mut mail = Vec::new();
         for end in ended {
             if let Some(seat) = self.seats.get_mut(end.sequence) {
-                trace.life(seat.life(end.sequence, end.end.name(), end.cached_tokens, now));
+                trace.life(seat.life(end.sequence, end.end.name(), Some(end.cached_tokens), now));
             }
             let how = match end.end {
                 End::Stopped => Finish::Stopped,
@@ -449,12 +459,13 @@ impl Shared {
         mail.extend(state.ended(now, &ended, &failures, &self.trace));
         let blocks = state.scheduler.blocks();
         drop(state);
+        // Before anybody hears of it: who then looks finds the step.
+        self.metrics.step_ended(&plan, busy);
+        self.trace.step(span, &plan, blocks);
         mail.into_iter().for_each(Mail::send);
         for (_, reason) in failures.iter().take(1) {
             tracing::warn!(sequences = failures.len(), reason, "sequences failed");
         }
-        self.metrics.step_ended(&plan, busy);
-        self.trace.step(span, &plan, blocks);
     }
 
     fn drawn(&self, now: Time, state: &mut State, sequence: SequenceId) {
@@ -468,27 +479,22 @@ impl Shared {
         }
     }
 
-    /// Tokens of the prompt that had been computed for others; `None` where the sequence has ended by itself.
-    fn stop(&self, request: RequestId, sequence: SequenceId) -> Option<u32> {
+    /// Ends a sequence whose text met a stop string; `None` where it has ended by itself. Its caller knows.
+    fn stop(&self, sequence: SequenceId) -> Option<Ended> {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let cached_tokens = state.scheduler.cached_tokens(request);
-        let stopped = state.scheduler.cancel_sequence(now, sequence);
-        if let Some(seat) = state.seats.get_mut(sequence) {
-            self.trace.life(seat.life(sequence, End::Stopped.name(), cached_tokens.unwrap_or(0), now));
-        }
-        state.seats.forget(std::iter::once(sequence));
-        cached_tokens.filter(|_| stopped)
+        let ended = state.scheduler.stop_sequence(now, sequence)?;
+        drop(state.ended(now, &[ended], &[], &self.trace));
+        Some(ended)
     }
 
     fn cancel(&self, admitted: Admitted) {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let cached_tokens = state.scheduler.cached_tokens(admitted.request).unwrap_or(0);
         state.scheduler.cancel(now, admitted.request);
         for sequence in admitted.sequences() {
             if let Some(seat) = state.seats.get_mut(sequence) {
-                self.trace.life(seat.life(sequence, "cancelled", cached_tokens, now));
+                self.trace.life(seat.life(sequence, "cancelled", None, now));
             }
         }
         state.seats.forget(admitted.sequences());
@@ -507,5 +513,42 @@ impl Shared {
         drop(state);
         self.work.notify_one();
         mail.into_iter().for_each(Mail::send);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use trustformers_batching::{ClientId, Priority};
+
+    use super::*;
+
+    #[test]
+    fn texts_whose_engine_is_gone_without_a_word_have_failed() {
+        let mut scheduler = Scheduler::new(ContinuousConfig::default());
+        let request = Request {
+            prompt: vec![1],
+            max_tokens: 4,
+            sequences: 2,
+            priority: Priority::Normal,
+            client: ClientId::default(),
+            salt: None,
+            scores_prompt: false,
+            deadlines: Deadlines::default(),
+        };
+        let admitted = scheduler.submit(Time::ZERO, request).unwrap();
+        let (engine, events) = mpsc::channel(4);
+        let end = GenerationEvent::Ended { choice: 0, how: Finish::Stopped, cached_tokens: 0 };
+        engine.try_send(end.clone()).unwrap();
+        drop(engine);
+        let open = vec![0, 1];
+        let mut generating = Generating { events, shared: Weak::new(), admitted, open, cached_tokens: 0 };
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(generating.poll_next(&mut context), Poll::Ready(Some(end)));
+        let how = Finish::Failed("the model is gone".to_owned());
+        let gone = GenerationEvent::Ended { choice: 1, how, cached_tokens: 0 };
+        assert_eq!(generating.poll_next(&mut context), Poll::Ready(Some(gone)));
+        assert_eq!(generating.poll_next(&mut context), Poll::Ready(None));
     }
 }

@@ -37,7 +37,7 @@ impl Seat {
         &self,
         sequence: SequenceId,
         end: &'static str,
-        cached_tokens: u32,
+        cached_tokens: Option<u32>,
         now: Time,
     ) -> Life {
         let Self { request, arrived, began, first_token, .. } = *self;
@@ -195,9 +195,11 @@ impl Seats {
         Some(seat.mail(GenerationEvent::Ended { choice: seat.choice, how, cached_tokens }))
     }
 
-    /// Forgets sequences whose caller left; how many there were.
-    pub(super) fn forget(&mut self, sequences: impl Iterator<Item = SequenceId>) -> usize {
-        sequences.filter(|sequence| self.of.remove(sequence).is_some()).count()
+    /// Forgets sequences whose caller left.
+    pub(super) fn forget(&mut self, sequences: impl Iterator<Item = SequenceId>) {
+        for sequence in sequences {
+            self.of.remove(&sequence);
+        }
     }
 
     /// Ends all of them; whose they were.

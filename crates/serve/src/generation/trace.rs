@@ -39,7 +39,8 @@ pub(super) struct Life {
     pub(super) sequence: SequenceId,
     /// How it ended.
     pub(super) end: &'static str,
-    pub(super) cached_tokens: u32,
+    /// Of the prompt; not told of what a client left.
+    pub(super) cached_tokens: Option<u32>,
     pub(super) arrived: Time,
     /// When a step first fed any of it.
     pub(super) began: Option<Time>,
@@ -226,7 +227,7 @@ mod tests {
             request,
             sequence,
             end: "length",
-            cached_tokens: 16,
+            cached_tokens: Some(16),
             arrived: time(10),
             began: Some(time(15)),
             first_token: Some(time(30)),

@@ -18,7 +18,7 @@ use crate::registry::{Now, Running, Work};
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
-    refresh(&app);
+    app.registry.versions().for_each(|version| version.refresh_metrics());
     let text = app.metrics.text().map_err(|error| ApiError::new(Code::ModelFailed, error.to_string()))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }
@@ -92,16 +92,6 @@ fn add_insight(entry: &mut Value, running: Option<&Running>) {
         Some(Work::Generation(generator)) => {
             let engine = &generator.engine;
             entry["generation"] = insight::describe(&engine.stats(), &engine.config());
-        }
-    }
-}
-
-fn refresh(app: &App) {
-    for version in app.registry.versions() {
-        let running = version.ready();
-        version.metrics().refresh(&running.as_ref().map_or_else(Now::default, |running| running.now()));
-        if let Some(generator) = running.as_ref().and_then(|running| running.generator()) {
-            generator.engine.refresh();
         }
     }
 }

@@ -14,6 +14,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout_at;
 
 use super::error::{ApiError, Code};
+use super::wire::Format;
+use crate::app::App;
 
 /// How long a body that nobody read is read on and thrown away, so that a client who is still sending it
 /// sees the reply instead of a broken connection.
@@ -69,6 +71,27 @@ impl Drop for Watched {
             let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
             runtime.spawn(tokio::time::timeout(LINGER, rest));
         }
+    }
+}
+
+/// A request whose body has arrived.
+pub(super) struct Asked {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) arrived: Instant,
+}
+
+impl Asked {
+    /// Reads a body of JSON. 415 where it is said to be anything else.
+    pub(super) async fn json(app: &App, request: Request<Body>) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
+        let (parts, body) = request.into_parts();
+        if Format::of_request(&parts.headers)? != Format::Json {
+            return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
+        }
+        let deadline = arrived + app.settings.request_timeout;
+        let body = read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
+        Ok(Self { headers: parts.headers, body, arrived })
     }
 }
 

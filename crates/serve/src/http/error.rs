@@ -103,12 +103,21 @@ pub struct ApiError {
     pub counted: bool,
     /// Which field of the request it is about, where the reply has a place for that.
     pub param: Option<&'static str>,
+    /// What OpenAI calls it, where its clients go by that.
+    pub openai_code: Option<&'static str>,
 }
 
 impl ApiError {
     /// An error with a message for people.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None, counted: false, param: None }
+        Self {
+            code,
+            message: message.into(),
+            retry_after: None,
+            counted: false,
+            param: None,
+            openai_code: None,
+        }
     }
 
     /// A request that could not be parsed.
@@ -168,6 +177,7 @@ impl ApiError {
                     400..=499 => "invalid_request_error",
                     _ => "server_error",
                 };
+                let code = self.openai_code.unwrap_or(code);
                 json!({ "error": { "message": message, "type": kind, "param": self.param, "code": code } })
             }
         }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
-use tokio::task::spawn_blocking;
 use trustformers_batching::{Priority, Rejection};
 
 use super::error::{ApiError, Code};
+use super::tokenising::tokenising;
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
 use crate::registry::{
@@ -147,9 +147,6 @@ pub(super) fn tokenizer(running: &Running) -> Option<&Arc<TextTokenizer>> {
     }
 }
 
-/// Texts whose sum is shorter are tokenised where they are: less than a thread's hand-over costs.
-const INLINE_BYTES: usize = 4096;
-
 /// Token ids of each text, special tokens included. With `truncate` a text that is too long is cut, else
 /// it is an error of its own; so is each where the queue would not take even the shortest.
 pub(super) async fn tokenise(
@@ -167,15 +164,8 @@ pub(super) async fn tokenise(
         let tokenizer = Arc::clone(tokenizer);
         move || -> Vec<_> { texts.iter().map(|text| tokenise_one(&tokenizer, text, truncate)).collect() }
     };
-    if bytes < INLINE_BYTES {
-        return work();
-    }
-    // Bounded, because the pool also loads models and grows to hundreds of threads.
-    let _place = app.tokenising.acquire().await;
-    spawn_blocking(work).await.unwrap_or_else(|panic| {
-        let error = ApiError::new(Code::ModelFailed, format!("the tokenizer failed: {panic}"));
-        (0..count).map(|_| Err(error.clone())).collect()
-    })
+    let tokenised = tokenising(app, bytes, work).await;
+    tokenised.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
 }
 
 fn tokenise_one(tokenizer: &TextTokenizer, text: &str, truncate: bool) -> Result<Input, ApiError> {
@@ -184,7 +174,7 @@ fn tokenise_one(tokenizer: &TextTokenizer, text: &str, truncate: bool) -> Result
 }
 
 /// How often a call follows a model to its replacement before it gives up.
-const MOST_RELOADS: usize = 8;
+pub(super) const MOST_RELOADS: usize = 8;
 
 /// One answer an item, in order; items that were errors already stay so. Counts every item.
 pub(super) async fn infer(

@@ -13,6 +13,7 @@ pub(crate) use self::models::describe;
 mod openai;
 mod predict;
 pub mod request_id;
+mod tokenising;
 mod tokens;
 pub mod wire;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -12,12 +12,12 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::body;
+use super::body::{self, Asked};
 use super::error::{ApiError, Code};
 use super::infer::{
     Admission, Reader, Urgency, already_counted, batches, counted, infer, only, ready, tokenise, tokenizer,
 };
-use super::wire::{Format, malformed_json};
+use super::wire::malformed_json;
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
 use crate::registry::{Terms, Version};
@@ -128,18 +128,12 @@ pub(super) async fn embeddings(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<EmbeddingsReply>, ApiError> {
-    let arrived = Instant::now();
-    let (parts, body) = request.into_parts();
-    if Format::of_request(&parts.headers)? != Format::Json {
-        return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
-    }
-    let timeout = app.settings.request_timeout;
-    let body = body::read(&parts.headers, body, app.settings.max_body_size, arrived + timeout).await?;
+    let Asked { headers, body, arrived } = Asked::json(&app, request).await?;
     let asked = body::beside_others(body.len(), || parse(&body))?;
     let version = only(&app.registry, asked.model.as_deref(), "makes embeddings", |running| {
         tokenizer(running).is_some()
     })?;
-    let urgency = Urgency { headers: &parts.headers, priority: None, timeout_ms: None, arrived };
+    let urgency = Urgency { headers: &headers, priority: None, timeout_ms: None, arrived };
     let result = async { embed(&app, &version, asked, urgency.terms(&app, &version)?).await }.await;
     version.metrics().call_took(arrived.elapsed());
     counted(&version, result)

@@ -7,8 +7,9 @@ use axum::extract::{Query, Request, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::body::Asked;
 use super::completions::fields::Fields;
-use super::completions::{Asked, Conversation, encode, generating_model, generator};
+use super::completions::{Conversation, Prompt, encode, generating_model, generator};
 use super::error::ApiError;
 use super::infer::ready;
 use crate::app::App;
@@ -34,7 +35,7 @@ pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<Tokens>, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let mut fields = Fields::parse(&asked.body)?;
     let model: Option<String> = fields.optional("model")?;
     let source = match fields.value("prompt") {
@@ -50,7 +51,9 @@ pub(super) async fn tokenize(
     let generator = generator(&version, &running)?;
     let tokenizer = &generator.tokenizer;
     let tokens = match source {
-        Source::Text(text) => encode(&app, tokenizer, text, special.unwrap_or(true)).await?,
+        Source::Text(text) => {
+            encode(&app, tokenizer, vec![Prompt::Text(text)], special.unwrap_or(true)).await?.concat()
+        }
         Source::Conversation(conversation) => {
             conversation.into_ids(&app, &version, generator, special).await?
         }
@@ -70,7 +73,7 @@ pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let mut fields = Fields::parse(&asked.body)?;
     let model: Option<String> = fields.optional("model")?;
     let tokens: Option<Vec<u32>> = fields.optional("tokens")?;

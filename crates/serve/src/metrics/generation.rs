@@ -7,9 +7,12 @@ use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 use trustformers_batching::InstanceId;
 use trustformers_batching::continuous::stats::Counters;
-use trustformers_batching::continuous::{Refusal, Stats, StepPlan};
+use trustformers_batching::continuous::{BlockCounts, Refusal, Stats, StepPlan};
 
 use super::{Families, SECONDS, VERSION, VersionMetrics, opts};
+
+const BLOCK_STATES: [&str; 3] = ["used", "cached", "free"];
+const SEQUENCE_STATES: [&str; 3] = ["waiting", "running", "preempted"];
 
 /// Families that only models which generate text have.
 #[derive(Debug, Clone)]
@@ -71,11 +74,10 @@ impl GenerationMetrics {
     /// Those of a version, for a scheduler that has counted nothing yet.
     pub fn new(of: &Arc<VersionMetrics>) -> Self {
         let labels = [of.model.as_str(), of.version.as_str()];
-        let tokens = |kind: &str| of.tokens.with_label_values(&[of.model.as_str(), &of.version, kind]);
         Self {
             first_token: of.generation.first_token.with_label_values(&labels),
             inter_token: of.generation.inter_token.with_label_values(&labels),
-            tokens: ["prompt", "cached", "generated"].map(tokens),
+            tokens: ["prompt", "cached", "generated"].map(|kind| of.tokens(kind)),
             preemptions: of.generation.preemptions.with_label_values(&labels),
             counted: Mutex::default(),
             of: Arc::clone(of),
@@ -118,9 +120,18 @@ impl GenerationMetrics {
         }
     }
 
-    /// Brings counters and gauges up to what the scheduler says, which is asked while nobody else counts: an older
-    /// answer must not come after a newer one.
+    /// Brings counters up to what the scheduler says, which is asked while nobody else counts: an older answer must
+    /// not come after a newer one.
+    pub fn count(&self, stats: impl FnOnce() -> Stats) {
+        self.count_and(stats, |_| ());
+    }
+
+    /// The same with the gauges, for the load of the model that answers.
     pub fn refresh(&self, stats: impl FnOnce() -> Stats) {
+        self.count_and(stats, |stats| self.show(stats));
+    }
+
+    fn count_and(&self, stats: impl FnOnce() -> Stats, and: impl FnOnce(&Stats)) {
         let mut counted = self.counted.lock();
         let stats = stats();
         let now = &stats.counters;
@@ -130,17 +141,34 @@ impl GenerationMetrics {
         generated.inc_by(now.generated_tokens - counted.generated_tokens);
         self.preemptions.inc_by(now.preemptions - counted.preemptions);
         *counted = now.clone();
+        and(&stats);
+    }
+
+    fn show(&self, stats: &Stats) {
         let set = |family: &IntGaugeVec, state: &str, value: u64| {
             let gauge = family.with_label_values(&[self.of.model.as_str(), &self.of.version, state]);
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        let blocks = &self.of.generation.blocks;
-        set(blocks, "used", stats.blocks.used.into());
-        set(blocks, "cached", stats.blocks.cached.into());
-        set(blocks, "free", stats.blocks.free.into());
-        let sequences = &self.of.generation.sequences;
-        set(sequences, "waiting", stats.sequences_waiting);
-        set(sequences, "running", stats.sequences_running);
-        set(sequences, "preempted", stats.sequences_preempted);
+        let BlockCounts { used, cached, free } = stats.blocks;
+        let blocks = [used, cached, free].map(u64::from);
+        let sequences = [stats.sequences_waiting, stats.sequences_running, stats.sequences_preempted];
+        let families = &self.of.generation;
+        BLOCK_STATES.into_iter().zip(blocks).for_each(|(state, value)| set(&families.blocks, state, value));
+        let sequences = SEQUENCE_STATES.into_iter().zip(sequences);
+        sequences.for_each(|(state, value)| set(&families.sequences, state, value));
+    }
+}
+
+impl VersionMetrics {
+    /// Takes the gauges of a model away that is no longer there.
+    pub fn hide_generation(&self) {
+        let families = &self.generation;
+        let blocks = BLOCK_STATES.map(|state| (&families.blocks, state));
+        for (family, state) in
+            blocks.into_iter().chain(SEQUENCE_STATES.map(|state| (&families.sequences, state)))
+        {
+            // Only that there is none, which is what is wanted.
+            drop(family.remove_label_values(&[self.model.as_str(), &self.version, state]));
+        }
     }
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use tokio::sync::Notify;
 use trustformers_batching::advice::advise;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, BreakerState, Failure, InstanceId, Instances, Observer, Rejection, ShapeKey, Snapshot,
-    Submission, Suggestion, Ticket,
+    Batcher, Failure, InstanceId, Instances, Observer, Rejection, ShapeKey, Snapshot, Submission, Suggestion,
+    Ticket,
 };
 
 use super::event_log::EventLog;
@@ -33,8 +34,8 @@ pub struct Batches {
 /// Passes what the batcher sees to metrics and to the event log.
 pub(super) struct Watcher {
     pub(super) metrics: Arc<VersionMetrics>,
-    /// Whether a batch's cost is the tokens that the model reads.
-    pub(super) reads_text: bool,
+    /// Counts what batches cost, where that is the tokens that the model reads.
+    pub(super) read_tokens: Option<IntCounter>,
     pub(super) log: Option<EventLog>,
 }
 
@@ -45,8 +46,8 @@ impl Observer for Watcher {
 
     fn batch_ended(&self, record: &BatchRecord<'_>) {
         self.metrics.batch_ended(record);
-        if self.reads_text {
-            self.metrics.read_tokens(record.cost);
+        if let Some(read) = &self.read_tokens {
+            read.inc_by(record.cost);
         }
     }
 
@@ -91,10 +92,7 @@ impl Batches {
         self.batcher.inspect(|scheduler, now| Now {
             queued: scheduler.queued(),
             breaker: scheduler.breaker(now),
-            breaker_pause: match scheduler.breaker(now) {
-                Some(BreakerState::Open { until }) => Some(until.since(now)),
-                _ => None,
-            },
+            breaker_pause: scheduler.breaker(now).and_then(|breaker| breaker.pause(now)),
             stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
             memory_limit: scheduler.memory().limit(),
         })

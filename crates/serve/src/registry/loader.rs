@@ -83,6 +83,7 @@ fn batches(
     let log_events = log.is_some();
     let budget = budgets.of(device).filter(|_| settings.batching.dynamic.memory_aware);
     let reads_text = matches!(loaded.signature, Signature::Text { .. });
+    let read_tokens = reads_text.then(|| metrics.tokens("prompt"));
     let batcher = Arc::new(Batcher::new(
         SchedulerConfig {
             instances: u32::try_from(loaded.instances.len()).unwrap_or(u32::MAX),
@@ -91,7 +92,7 @@ fn batches(
         },
         budget,
         Arc::new(MonotonicClock::default()),
-        Arc::new(Watcher { metrics: Arc::clone(metrics), reads_text, log }),
+        Arc::new(Watcher { metrics: Arc::clone(metrics), read_tokens, log }),
         log_events,
     ));
     let name = format!("{}:{}", source.model(), source.version);

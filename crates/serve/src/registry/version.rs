@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::budgets::Budgets;
 use super::loader;
-use super::running::Running;
+use super::running::{Now, Running};
 use super::sources::Source;
 use crate::metrics::{Metrics, VersionMetrics};
 use crate::torch::memory::Turnover;
@@ -135,6 +135,18 @@ impl Version {
     /// What answers, when something does.
     pub fn ready(&self) -> Option<Arc<Running>> {
         self.slot.read().running.clone()
+    }
+
+    /// Brings its metrics up to date; called before they are read.
+    pub fn refresh_metrics(&self) {
+        // Held meanwhile, so that what is taken away does not come back.
+        let slot = self.slot.read();
+        let running = slot.running.as_deref();
+        self.metrics.refresh(&running.map_or_else(Now::default, Running::now));
+        match running.and_then(Running::generator) {
+            Some(generator) => generator.engine.refresh(),
+            None => self.metrics.hide_generation(),
+        }
     }
 
     /// Loads it, or loads it anew: the old one answers until the new one can, then finishes its queue.

@@ -111,11 +111,6 @@ impl Tokenizer {
         u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX)
     }
 
-    /// Number of tokens, added ones included.
-    pub fn vocabulary_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
-    }
-
     /// The bytes that a token stands for within a text; nothing for an id without a token.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.pieces.bytes(id).to_vec()

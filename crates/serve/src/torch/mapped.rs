@@ -1,6 +1,6 @@
 //! Tensors that read a mapped file in place.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -8,22 +8,8 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use tch::{Kind, TchError, Tensor};
-use torch_sys::C_tensor;
 
-use super::guard::tensor_or_error;
-
-unsafe extern "C" {
-    fn tfs_tensor_over(
-        data: *mut c_void,
-        sizes: *const i64,
-        dimensions: usize,
-        kind: c_int,
-        release: extern "C" fn(*mut c_void),
-        owner: *mut c_void,
-        error: *mut c_char,
-        capacity: usize,
-    ) -> *mut C_tensor;
-}
+use super::over::{ScalarType, tensor_over};
 
 /// A file in memory, read on demand and dropped again by the kernel when memory is short.
 #[derive(Debug, Clone)]
@@ -56,7 +42,7 @@ impl MappedFile {
     /// # Errors
     /// When the file ends before the tensor does.
     pub fn tensor(&self, offset: usize, shape: &[i64], kind: Kind) -> Result<Tensor, TchError> {
-        let code = scalar_type(kind)?;
+        let element = ScalarType::of(kind)?;
         let elements: i64 = shape.iter().product();
         let length = usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(kind.elt_size_in_bytes());
         let bytes = offset
@@ -71,18 +57,7 @@ impl MappedFile {
         // the reference that `owner` is. Only on error is `release` not promised to run: that leaks
         // one reference to a mapping, which is safe.
         unsafe {
-            tensor_or_error(|error, capacity| {
-                tfs_tensor_over(
-                    bytes.as_ptr().cast_mut().cast(),
-                    shape.as_ptr(),
-                    shape.len(),
-                    code,
-                    release,
-                    owner.cast_mut().cast(),
-                    error,
-                    capacity,
-                )
-            })
+            tensor_over(bytes.as_ptr().cast_mut().cast(), shape, element, release, owner.cast_mut().cast())
         }
     }
 
@@ -92,16 +67,6 @@ impl MappedFile {
         // as they were.
         // Only advice: that the kernel may refuse it costs memory and nothing else.
         drop(unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) });
-    }
-}
-
-/// The number of `kind` in c10/core/ScalarType.h; tch keeps its own table to itself.
-pub(super) fn scalar_type(kind: Kind) -> Result<c_int, TchError> {
-    match kind {
-        Kind::Half => Ok(5),
-        Kind::Float => Ok(6),
-        Kind::BFloat16 => Ok(15),
-        other => Err(TchError::Kind(format!("{other:?} is not mapped"))),
     }
 }
 

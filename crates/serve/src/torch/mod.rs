@@ -10,6 +10,7 @@ pub mod linear;
 pub mod mapped;
 pub mod memory;
 pub mod module;
+mod over;
 pub mod own_thread;
 pub mod paged;
 pub mod product;

@@ -9,7 +9,7 @@ use torch_sys::C_tensor;
 
 use super::guard::{done_or_error, tensor_or_error};
 use super::linear::Activation;
-use super::mapped::scalar_type;
+use super::over::ScalarType;
 use super::paged::InstructionSet;
 
 unsafe extern "C" {
@@ -118,7 +118,8 @@ impl Product {
         finish: Finish,
         quantized: bool,
     ) -> Result<Self, TchError> {
-        let (parts, code): (Vec<_>, _) = (weights.iter().map(Tensor::as_ptr).collect(), scalar_type(kind)?);
+        let (parts, code): (Vec<_>, _) =
+            (weights.iter().map(Tensor::as_ptr).collect(), ScalarType::of(kind)?.0);
         // SAFETY: the parts outlive the call, which checks them and answers a new tensor.
         let packed = unsafe {
             tensor_or_error(|error, capacity| {

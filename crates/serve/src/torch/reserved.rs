@@ -1,26 +1,11 @@
 //! Tensors of zeros that take memory only as they are written.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::c_void;
 
 use memmap2::{Advice, MmapMut};
 use tch::{Kind, TchError, Tensor};
-use torch_sys::C_tensor;
 
-use super::guard::tensor_or_error;
-use super::mapped::scalar_type;
-
-unsafe extern "C" {
-    fn tfs_tensor_over(
-        data: *mut c_void,
-        sizes: *const i64,
-        dimensions: usize,
-        kind: c_int,
-        release: extern "C" fn(*mut c_void),
-        owner: *mut c_void,
-        error: *mut c_char,
-        capacity: usize,
-    ) -> *mut C_tensor;
-}
+use super::over::{ScalarType, tensor_over};
 
 /// Zeros in host memory, of which the system gives a page when it is first touched.
 ///
@@ -28,7 +13,7 @@ unsafe extern "C" {
 /// When there is no room for it among the process's addresses.
 pub fn zeros(shape: &[i64], kind: Kind) -> Result<Tensor, TchError> {
     let refused = |reason: String| TchError::Shape(format!("zeros of {shape:?}: {reason}"));
-    let code = scalar_type(kind)?;
+    let element = ScalarType::of(kind)?;
     let elements = shape.iter().try_fold(1usize, |all, &size| all.checked_mul(usize::try_from(size).ok()?));
     let bytes = elements.and_then(|elements| elements.checked_mul(kind.elt_size_in_bytes()));
     let bytes = bytes.ok_or_else(|| refused("too many".to_owned()))?;
@@ -39,20 +24,7 @@ pub fn zeros(shape: &[i64], kind: Kind) -> Result<Tensor, TchError> {
     let owner = Box::into_raw(Box::new(map));
     // SAFETY: the mapping holds as many elements, aligned to pages, and lives until `release` gives it back. Only on
     // error is `release` not promised to run: that leaks a mapping of which no page was touched, which is safe.
-    unsafe {
-        tensor_or_error(|error, capacity| {
-            tfs_tensor_over(
-                data.cast(),
-                shape.as_ptr(),
-                shape.len(),
-                code,
-                release,
-                owner.cast(),
-                error,
-                capacity,
-            )
-        })
-    }
+    unsafe { tensor_over(data.cast(), shape, element, release, owner.cast()) }
 }
 
 extern "C" fn release(owner: *mut c_void) {

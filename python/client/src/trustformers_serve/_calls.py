@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from trustformers_serve import _codec
 from trustformers_serve._codec import JSON, MSGPACK, Reply
-from trustformers_serve.errors import ERROR_BY_CODE, ApiError, UnexpectedReplyError
+from trustformers_serve.errors import ERROR_BY_CODE, ERROR_BY_OPENAI_CODE, ApiError, UnexpectedReplyError
 from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ def api_error(reply: Reply, error: Any, index: int | None = None) -> ApiError:
     """The exception of an error body; without one (a proxy's page), what the status line tells."""
     known = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
     code = known.get("code")
-    kind = ERROR_BY_CODE.get(code, ApiError) if isinstance(code, str) else ApiError
+    exceptions = ERROR_BY_CODE | ERROR_BY_OPENAI_CODE
+    kind = exceptions.get(code, ApiError) if isinstance(code, str) else ApiError
     message = known.get("message") or f"HTTP {reply.status}: {reply.body[:200].decode(errors='replace')}"
     return kind(
         message,

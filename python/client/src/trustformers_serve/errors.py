@@ -259,3 +259,6 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
     )
 }
 """The exception of each error code of the server."""
+
+ERROR_BY_OPENAI_CODE: dict[str, type[ApiError]] = {"context_length_exceeded": InvalidInputError}
+"""The exception of each code that is OpenAI's own, which the server's routes for OpenAI's API have."""

@@ -42,6 +42,22 @@ pub enum Refusal {
         /// The model's context.
         limit: u32,
     },
+    /// The queue never holds so many prompts at once.
+    #[error("{prompts} prompts are sent, and the queue holds {limit} (max_queue_size)")]
+    QueueSize {
+        /// Prompts that were sent together.
+        prompts: u64,
+        /// The most.
+        limit: u32,
+    },
+    /// The queue never holds so many tokens of prompts at once.
+    #[error("{prompt} tokens of prompts are sent, and the queue holds {limit} (max_queue_tokens)")]
+    QueueTokens {
+        /// Tokens of the prompts that were sent together.
+        prompt: u64,
+        /// The most.
+        limit: u64,
+    },
 }
 
 impl Refusal {
@@ -58,7 +74,14 @@ impl Refusal {
         }
         all
     };
-    const OWN: [&str; 4] = ["empty_prompt", "nothing_to_generate", "sequences", "context_exceeded"];
+    const OWN: [&str; 6] = [
+        "empty_prompt",
+        "nothing_to_generate",
+        "sequences",
+        "context_exceeded",
+        "queue_size",
+        "queue_tokens",
+    ];
 
     /// Why, in a word.
     pub fn reason(&self) -> &'static str {
@@ -73,6 +96,8 @@ impl Refusal {
             Refusal::NothingToGenerate => 1,
             Refusal::Sequences { .. } => 2,
             Refusal::ContextExceeded { .. } => 3,
+            Refusal::QueueSize { .. } => 4,
+            Refusal::QueueTokens { .. } => 5,
         };
         Rejection::REASONS.len() + own
     }
@@ -96,17 +121,41 @@ impl Admitted {
 }
 
 impl Scheduler {
+    /// Refuses `requests` of `prompt_tokens` tokens together, of `sequences` sequences each, if nothing could come of
+    /// them now: overload has to be cheap. What it does not refuse may still be refused when it is submitted. While
+    /// draining it refuses nothing: a replacement may take them.
+    pub fn refuse_early(&mut self, requests: usize, prompt_tokens: u64, sequences: u32) -> Option<Refusal> {
+        if self.draining {
+            return None;
+        }
+        let room = self.fits_at_once(requests as u64, prompt_tokens, sequences);
+        let refusal = room.and_then(|()| self.queue_has_room(requests, prompt_tokens)).err()?;
+        self.counters.refused(&refusal);
+        Some(refusal)
+    }
+
     /// Admits a request, or says at once why not.
-    pub fn submit(&mut self, now: Time, mut request: Request) -> Result<Admitted, Refusal> {
+    pub fn submit(&mut self, now: Time, request: Request) -> Result<Admitted, Refusal> {
+        self.submit_past(now, request, |_| Ok(()))
+    }
+
+    /// The same where `gate` has the last word on what would be admitted, by the name it would have.
+    pub fn submit_past(
+        &mut self,
+        now: Time,
+        mut request: Request,
+        gate: impl FnOnce(RequestId) -> Result<(), Rejection>,
+    ) -> Result<Admitted, Refusal> {
         if !self.config.priorities {
             request.priority = Priority::Normal;
         }
-        if let Err(refusal) = self.admit(now, &request) {
+        let id = RequestId(self.next_request);
+        let admitted = self.admit(now, &request).and_then(|()| Ok(gate(id)?));
+        if let Err(refusal) = admitted {
             self.counters.refused(&refusal);
             return Err(refusal);
         }
         self.counters.admitted += 1;
-        let id = RequestId(self.next_request);
         let first = SequenceId(self.next_sequence);
         let admitted = Admitted { request: id, first, sequences: request.sequences };
         self.next_request += 1;
@@ -173,7 +222,7 @@ impl Scheduler {
         if request.deadlines.soonest().is_some_and(|deadline| deadline <= now) {
             return Err(Rejection::DeadlinePassed.into());
         }
-        self.queue_has_room(request)?;
+        self.queue_has_room(1, request.prompt.len() as u64)?;
         self.in_time(now, request)
     }
 
@@ -185,17 +234,10 @@ impl Scheduler {
         if max_tokens == 0 {
             return Err(Refusal::NothingToGenerate);
         }
-        let (asked, limit) = (request.sequences, self.config.max_sequences);
-        if asked == 0 || asked > limit {
-            return Err(Refusal::Sequences { asked, limit });
-        }
+        self.fits_at_once(1, prompt, request.sequences)?;
         let limit = self.config.max_context;
         if prompt + u64::from(max_tokens) > u64::from(limit) {
             return Err(Refusal::ContextExceeded { prompt, max_tokens, limit });
-        }
-        let queue = self.config.max_queue_tokens.unwrap_or(u64::MAX);
-        if prompt > queue {
-            return Err(Rejection::NeverFits { cost: prompt, limit: queue }.into());
         }
         // Sequences of one request can run one after the other, unless none may be preempted.
         let together = if self.config.preemption { 1 } else { u64::from(request.sequences) };
@@ -208,15 +250,31 @@ impl Scheduler {
         Ok(())
     }
 
-    fn queue_has_room(&self, request: &Request) -> Result<(), Refusal> {
+    /// Whether an empty queue holds so much, and steps so many sequences of one request.
+    fn fits_at_once(&self, requests: u64, prompt: u64, asked: u32) -> Result<(), Refusal> {
+        let limit = self.config.max_sequences;
+        if asked == 0 || asked > limit {
+            return Err(Refusal::Sequences { asked, limit });
+        }
+        let limit = self.config.max_queue_size;
+        if requests > u64::from(limit) {
+            return Err(Refusal::QueueSize { prompts: requests, limit });
+        }
+        match self.config.max_queue_tokens {
+            Some(limit) if prompt > limit => Err(Refusal::QueueTokens { prompt, limit }),
+            _ => Ok(()),
+        }
+    }
+
+    fn queue_has_room(&self, requests: usize, prompt_tokens: u64) -> Result<(), Refusal> {
         let queued = self.queue.total();
         let limit = self.config.max_queue_size;
-        if queued.entries >= limit as usize {
+        if queued.entries + requests > limit as usize {
             return Err(Rejection::QueueFull { limit }.into());
         }
         match self.config.max_queue_tokens {
-            Some(limit) if queued.cost + request.prompt.len() as u64 > limit => {
-                let cost = request.prompt.len() as u32;
+            Some(limit) if queued.cost + prompt_tokens > limit => {
+                let cost = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
                 Err(Rejection::QueueCostFull { cost, queued: queued.cost, limit }.into())
             }
             _ => Ok(()),

@@ -112,11 +112,6 @@ impl Scheduler {
         &self.config
     }
 
-    /// Tokens of a request's prompt that were found in the prefix cache when it first ran; `None` when it has ended.
-    pub fn cached_tokens(&self, request: RequestId) -> Option<u32> {
-        self.requests.get(&request).map(|live| live.cached_tokens)
-    }
-
     /// Whether anything waits, runs or was preempted.
     pub fn has_work(&self) -> bool {
         !self.requests.is_empty()
@@ -150,14 +145,13 @@ impl Scheduler {
         lives
     }
 
-    /// Forgets one sequence that has drawn tokens (its text met a stop string, or another of `best_of` won):
-    /// nothing more is said of it. False when it had ended or has none yet.
-    pub fn cancel_sequence(&mut self, _now: Time, sequence: SequenceId) -> bool {
-        let drawn = self.sequences.get(&sequence).is_some_and(|sequence| sequence.generated() > 0);
-        if drawn {
-            self.end_sequence(sequence, None, &mut Vec::new());
-        }
-        drawn
+    /// Ends one sequence that has drawn tokens, as one that stopped: its text met a stop string. `None` when it had
+    /// ended or has drawn none yet.
+    pub fn stop_sequence(&mut self, _now: Time, sequence: SequenceId) -> Option<Ended> {
+        self.sequences.get(&sequence).filter(|sequence| sequence.generated() > 0)?;
+        let mut ended = Vec::new();
+        self.end_sequence(sequence, Some(End::Stopped), &mut ended);
+        ended.pop()
     }
 
     /// Ends requests whose deadline has passed, wherever they are, and says when to call again.

@@ -64,10 +64,43 @@ fn the_queue_is_bounded_in_requests_and_in_tokens_of_prompts() {
     assert_eq!(world.submit(request(0..9, 4)), Err(full.into()));
     world.admit(request(0..8, 4));
     assert_eq!(world.submit(request(0..1, 4)), Err(Rejection::QueueFull { limit: 2 }.into()));
-    let never = Rejection::NeverFits { cost: 21, limit: 20 };
-    assert_eq!(world.submit(request(0..21, 4)), Err(never.into()));
+    let never = Refusal::QueueTokens { prompt: 21, limit: 20 };
+    assert!(never.to_string().contains("max_queue_tokens"));
+    assert_eq!(world.submit(request(0..21, 4)), Err(never));
     world.step();
     assert!(world.submit(request(0..9, 4)).is_ok(), "those that run do not count");
+}
+
+#[test]
+fn what_comes_together_is_refused_before_it_is_submitted() {
+    let mut world =
+        World::new(ContinuousConfig { max_queue_size: 3, max_queue_tokens: Some(20), ..config() });
+    let early = |world: &mut World, requests, tokens| world.scheduler.refuse_early(requests, tokens, 1);
+    assert_eq!(early(&mut world, 4, 4), Some(Refusal::QueueSize { prompts: 4, limit: 3 }));
+    assert_eq!(early(&mut world, 2, 21), Some(Refusal::QueueTokens { prompt: 21, limit: 20 }));
+    assert_eq!(world.scheduler.refuse_early(1, 4, 9), Some(Refusal::Sequences { asked: 9, limit: 8 }));
+    assert_eq!(early(&mut world, 3, 20), None);
+    world.admit(request(0..12, 4));
+    assert_eq!(early(&mut world, 3, 3), Some(Rejection::QueueFull { limit: 3 }.into()));
+    let full = Rejection::QueueCostFull { cost: 9, queued: 12, limit: 20 };
+    assert_eq!(early(&mut world, 2, 9), Some(full.into()));
+    let counters = world.scheduler.stats().counters;
+    assert_eq!((counters.admitted, counters.refused.iter().sum::<u64>()), (1, 5));
+    world.scheduler.drain();
+    assert_eq!(early(&mut world, 4, 4), None, "a replacement may take them");
+}
+
+#[test]
+fn what_the_gate_holds_back_is_refused_and_nothing_else() {
+    let mut world = World::new(config());
+    let open = Rejection::BreakerOpen { retry_after: Duration::from_secs(1) };
+    let refused = world.scheduler.submit_past(world.now, request(0..4, 4), |_| Err(open.clone()));
+    assert_eq!(refused, Err(open.into()));
+    assert!(world.scheduler.remembers_nothing());
+    let counters = world.scheduler.stats().counters;
+    assert_eq!((counters.admitted, counters.cancelled, counters.refused.iter().sum::<u64>()), (0, 0, 1));
+    let asked = |_| panic!("what is refused already is not asked about");
+    assert_eq!(world.scheduler.submit_past(world.now, request([], 4), asked), Err(Refusal::EmptyPrompt));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 
 use super::world::{Checked, Known, World};
-use crate::continuous::{ContinuousConfig, Deadlines, Request, RequestId, SequenceId};
+use crate::continuous::{ContinuousConfig, Deadlines, End, Request, RequestId, SequenceId};
 use crate::entry::{ClientId, Priority};
 use crate::time::Time;
 
@@ -17,7 +17,7 @@ enum Op {
     Advance(u64),
     Submit(Asked),
     Cancel(Index),
-    CancelSequence(Index),
+    StopSequence(Index),
     Schedule,
     Commit { busy: u64, dice: u64 },
     Expire,
@@ -69,7 +69,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         5 => (1_u64..8).prop_map(Op::Advance),
         25 => asked().prop_map(Op::Submit),
         4 => any::<Index>().prop_map(Op::Cancel),
-        3 => any::<Index>().prop_map(Op::CancelSequence),
+        3 => any::<Index>().prop_map(Op::StopSequence),
         40 => Just(Op::Schedule),
         40 => (1_u64..6, any::<u64>()).prop_map(|(busy, dice)| Op::Commit { busy, dice }),
         3 => Just(Op::Expire),
@@ -120,13 +120,14 @@ impl World {
                     prop_assert!(cancelled, "one that lives was not there");
                 }
             }
-            Op::CancelSequence(index) => {
+            Op::StopSequence(index) => {
                 let drawn = self.live.iter().filter(|(_, known)| known.tokens.len() > known.prompt);
                 let drawn: Vec<SequenceId> = drawn.map(|(&id, _)| id).collect();
                 if !drawn.is_empty() {
                     let id = drawn[index.index(drawn.len())];
                     self.live.remove(&id);
-                    prop_assert!(self.scheduler.cancel_sequence(self.now, id));
+                    let ended = self.scheduler.stop_sequence(self.now, id);
+                    prop_assert_eq!(ended.map(|ended| (ended.sequence, ended.end)), Some((id, End::Stopped)));
                 }
             }
             Op::Schedule => self.schedule()?,

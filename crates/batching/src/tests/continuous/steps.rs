@@ -131,14 +131,19 @@ fn a_caller_that_leaves_frees_its_blocks_at_once_also_while_it_runs() {
 }
 
 #[test]
-fn one_sequence_can_be_left_without_its_request_once_it_has_drawn() {
+fn one_sequence_can_be_stopped_once_it_has_drawn() {
     let mut world = World::new(config());
     let id = world.admit(request(0..8, 5));
-    assert!(!world.scheduler.cancel_sequence(world.now, id));
+    assert_eq!(world.scheduler.stop_sequence(world.now, id), None);
     world.step();
-    assert!(world.scheduler.cancel_sequence(world.now, id));
-    assert!(!world.scheduler.cancel_sequence(world.now, id));
+    let ended = world.scheduler.stop_sequence(world.now, id).unwrap();
+    assert_eq!((ended.sequence, ended.end, ended.last), (id, End::Stopped, true));
+    assert_eq!(world.scheduler.stop_sequence(world.now, id), None);
     assert!(world.scheduler.remembers_nothing());
+    let stats = world.scheduler.stats();
+    assert_eq!((stats.counters.ended[End::Stopped as usize], stats.counters.cancelled), (1, 0));
+    // One of five: half as much as was believed, and learned from like any other end.
+    assert!(stats.output_share < 0.5, "{}", stats.output_share);
 }
 
 #[test]

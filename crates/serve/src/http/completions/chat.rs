@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::chat_reply::Chats;
 use super::chat_request::{ChatCall, Conversation};
-use super::prompts::Prompt;
-use super::{Asked, Question, events, generating_model, generator};
+use super::prompts::{Prompt, into_ids};
+use super::{Question, events, generating_model, generator};
 use crate::app::App;
 use crate::generation::Generator;
-use crate::http::body;
+use crate::http::body::{self, Asked};
 use crate::http::error::ApiError;
 use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
@@ -27,7 +27,7 @@ pub(in crate::http) async fn chats(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || ChatCall::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
     let result = async { chat(&app, &version, &asked, call, id.as_str()).await }.await;
@@ -47,6 +47,7 @@ async fn chat(
     let prompt = conversation.into_ids(app, version, generator, options.add_special_tokens).await?;
     let question = Question {
         prompts: vec![Prompt::Ids(prompt)],
+        field: "messages",
         echo: false,
         logprobs,
         // An answer ends where its model ends it, or with the context.
@@ -89,7 +90,7 @@ impl Conversation {
         let messages: &[Value] = &self.messages;
         let prompt = body::beside_others(bytes, || template.render(messages, &options))
             .map_err(|error| of_messages(error.to_string()))?;
-        let ids = Prompt::Text(prompt).into_ids(app, generator, special.unwrap_or(false)).await;
-        ids.map_err(|error| ApiError { param: Some("messages"), ..error })
+        let ids = into_ids(vec![Prompt::Text(prompt)], app, generator, special.unwrap_or(false)).await;
+        ids.map(|ids| ids.concat()).map_err(|error| ApiError { param: Some("messages"), ..error })
     }
 }

@@ -1,45 +1,32 @@
 //! Answers of chats in OpenAI's words.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::envelope::{Envelope, Reply};
 use super::events::{Dialect, Events};
 use super::options::Options;
 use super::reply::{LEAST_LOGPROB, stop_reason};
 use super::texts::{Texts, Update, Usage};
-use crate::generation::choice::{Delta, FinishReason};
+use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::text::Tokenizer;
 
 /// The replies to one request.
 pub(super) struct Chats {
-    id: String,
-    created: u64,
-    model: String,
+    envelope: Envelope,
     tokenizer: Arc<Tokenizer>,
     /// Whether the answer has them.
     logprobs: bool,
     n: usize,
-    include_usage: bool,
-    /// Which answers have begun.
-    begun: Vec<bool>,
 }
 
-#[derive(Serialize)]
-struct Chat<'a, T> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<T>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-}
+/// What parts of answers are called.
+const CHUNK: &str = "chat.completion.chunk";
 
 /// An answer as a whole.
 #[derive(Serialize)]
@@ -108,28 +95,21 @@ impl Chats {
         options: &Options,
     ) -> Self {
         Self {
-            id: format!("chatcmpl-{id}"),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-            model: model.to_owned(),
+            envelope: Envelope::new(format!("chatcmpl-{id}"), model, options),
             tokenizer,
             logprobs: logprobs.is_some(),
             n: options.n as usize,
-            include_usage: options.include_usage,
-            begun: Vec::new(),
         }
     }
 
-    fn chat<T>(&self, object: &'static str, choices: Vec<T>, usage: Option<Usage>) -> Chat<'_, T> {
-        Chat { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
-    }
-
-    fn chunk(&self, part: Part) -> Chat<'_, Part> {
-        self.chat("chat.completion.chunk", vec![part], None)
+    fn chunk(&self, part: Part) -> Reply<'_, Part> {
+        self.envelope.around(CHUNK, vec![part], None)
     }
 
     /// Of a delta's token, where they were asked for: `best_of` looks at them too.
     fn logprobs(&self, delta: &mut Delta) -> Option<ContentLogprobs> {
-        let (token, Logprobs { logprob, top, .. }) = delta.logprobs.take().filter(|_| self.logprobs)?;
+        let Told { token, logprobs: Logprobs { logprob, top, .. }, .. } =
+            delta.told.take().filter(|_| self.logprobs)?;
         let likely = |id: u32, logprob: f32| {
             let bytes = self.tokenizer.token_bytes(id);
             let token = String::from_utf8_lossy(&bytes).into_owned();
@@ -142,19 +122,13 @@ impl Chats {
 
     /// The reply when all answers have ended.
     pub(super) async fn whole(self, mut texts: Texts) -> Result<Json<Value>, ApiError> {
-        let mut answers: Vec<Option<Answer>> = Vec::new();
-        while let Some(update) = texts.next().await {
-            let Update { index, mut delta, .. } = update?;
+        let answers = texts.wholes(self.n, |answer: &mut Answer, Update { mut delta, .. }| {
             let logprobs = self.logprobs(&mut delta);
-            if answers.len() <= index {
-                answers.resize_with(index + 1, || None);
-            }
-            answers[index].get_or_insert_with(Answer::default).add(delta, logprobs);
-        }
-        let best = texts.best(self.n).into_iter().flatten();
-        let chosen = best.filter_map(|index| answers.get_mut(index).and_then(Option::take));
-        let choices = chosen.enumerate().map(|(index, answer)| Answer { index, ..answer }).collect();
-        Ok(Json(json!(self.chat("chat.completion", choices, Some(texts.usage())))))
+            answer.add(delta, logprobs);
+        });
+        let answers = answers.await?.into_iter().enumerate();
+        let choices = answers.map(|(index, answer)| Answer { index, ..answer }).collect();
+        Ok(Json(json!(self.envelope.around("chat.completion", choices, Some(texts.usage())))))
     }
 }
 
@@ -182,11 +156,8 @@ impl Answer {
 impl Dialect for Chats {
     fn update(&mut self, update: Update, events: &mut Events) {
         let Update { index, mut delta, .. } = update;
-        if self.begun.len() <= index {
-            self.begun.resize(index + 1, false);
-        }
         let part = |delta| Part { index, delta, logprobs: None, finish_reason: None, stop_reason: None };
-        if !std::mem::replace(&mut self.begun[index], true) {
+        if self.envelope.begins(index) {
             let delta = PartOfMessage { role: Some("assistant"), content: Some(String::new()) };
             events.push(&self.chunk(part(delta)));
         }
@@ -203,9 +174,7 @@ impl Dialect for Chats {
     }
 
     fn end(&mut self, usage: Usage, events: &mut Events) {
-        if self.include_usage {
-            events.push(&self.chat("chat.completion.chunk", Vec::<Part>::new(), Some(usage)));
-        }
+        self.envelope.end(CHUNK, usage, events);
     }
 
     fn error_style(&self) -> ErrorStyle {

@@ -48,6 +48,7 @@ impl ChatCall {
             }
             call.options.max_tokens = Some(most);
         }
+        call.options.need_tokens()?;
         refuse_others(&mut fields)?;
         fields.finish()?;
         Ok(call)

@@ -15,10 +15,10 @@ use super::options::Options;
 use super::prompts::Prompt;
 use super::reply::stop_reason;
 use super::texts::{Update, Usage};
-use super::{Asked, Question, generating_model, generator};
+use super::{Question, generating_model, generator};
 use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
-use crate::http::body;
+use crate::http::body::{self, Asked};
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
@@ -33,7 +33,7 @@ pub(in crate::http) async fn stream(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let mut fields = body::beside_others(asked.body.len(), || Fields::parse(&asked.body))?;
     let model: Option<String> = fields.optional("model")?;
     let begin = Begin::read(&mut fields)?;
@@ -46,12 +46,14 @@ pub(in crate::http) async fn stream(
         return Err(ApiError::of_field(name, message));
     }
     let options = Options::read(&mut parameters)?;
+    options.need_tokens()?;
     parameters.finish()?;
     let version = generating_model(&app, model.as_deref())?;
     let result = async {
+        let field = begin.field();
         let prompts = begin.into_prompts(&app, &version, options.add_special_tokens).await?;
-        let question =
-            Question { prompts, echo: false, logprobs: None, usual_tokens: USUAL_TOKENS, options: &options };
+        let (usual_tokens, options) = (USUAL_TOKENS, &options);
+        let question = Question { prompts, field, echo: false, logprobs: None, usual_tokens, options };
         let (texts, _) = question.put(&app, &version, &asked).await?;
         Ok(super::events::stream(texts, Own, id.as_str().to_owned(), app.in_flight.enter()))
     };
@@ -71,6 +73,14 @@ impl Begin {
             (true, true) => Err(ApiError::of_field("messages", "either \"prompt\" or \"messages\" will do")),
             (false, true) => Conversation::read(fields).map(Self::Chat),
             (_, false) => Prompt::read(fields.value("prompt")).map(Self::Prompts),
+        }
+    }
+
+    /// Where it stands in the body.
+    fn field(&self) -> &'static str {
+        match self {
+            Self::Prompts(_) => "prompt",
+            Self::Chat(_) => "messages",
         }
     }
 

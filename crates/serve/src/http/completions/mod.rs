@@ -2,11 +2,13 @@
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
 //! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
-//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations.
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations;
+//! `envelope` is what OpenAI's replies have in common.
 
 mod chat;
 mod chat_reply;
 mod chat_request;
+mod envelope;
 mod events;
 pub(super) mod fields;
 pub(super) mod inference;
@@ -16,55 +18,29 @@ mod reply;
 mod texts;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use trustformers_batching::Rejection;
 use trustformers_batching::continuous::Refusal;
 
 use self::fields::Fields;
 use self::options::Options;
-use self::prompts::Prompt;
 use self::reply::{Completions, Echo};
 use self::texts::{Ask, Texts};
-use super::body;
+use super::body::{self, Asked};
 use super::error::{ApiError, Code};
-use super::infer::{Urgency, counted, only, ready};
+use super::infer::{MOST_RELOADS, Urgency, counted, only, ready};
 use super::request_id::RequestId;
-use super::wire::Format;
 use crate::app::App;
 use crate::generation::Generator;
 use crate::registry::{Running, Version};
 
 pub(super) use self::chat::chats;
 pub(super) use self::chat_request::Conversation;
-pub(super) use self::prompts::encode;
+pub(super) use self::prompts::{Prompt, encode};
 pub(super) use super::infer::parse_priority as priority;
-
-/// A request for text whose body has arrived.
-pub(super) struct Asked {
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    pub(super) arrived: Instant,
-}
-
-impl Asked {
-    /// Reads a body of JSON.
-    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
-        let arrived = Instant::now();
-        let (parts, body) = request.into_parts();
-        if Format::of_request(&parts.headers)? != Format::Json {
-            return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
-        }
-        let deadline = arrived + app.settings.request_timeout;
-        let body = body::read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
-        Ok(Self { headers: parts.headers, body, arrived })
-    }
-}
 
 /// `POST /v1/completions`
 pub(super) async fn completions(
@@ -72,7 +48,7 @@ pub(super) async fn completions(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, request).await?;
+    let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
     let result = async { call.answer(&app, &version, &asked, id.as_str()).await }.await;
@@ -101,6 +77,10 @@ impl Call {
             logprobs: fields.optional("logprobs")?,
             options: Options::read(&mut fields)?,
         };
+        // Without a token to come, a prompt that is answered may still be scored.
+        if !call.echo {
+            call.options.need_tokens()?;
+        }
         fields.finish()?;
         Ok(call)
     }
@@ -113,7 +93,8 @@ impl Call {
         id: &str,
     ) -> Result<Response, ApiError> {
         let Self { prompts, echo, logprobs, options, .. } = self;
-        let question = Question { prompts, echo, logprobs, usual_tokens: USUAL_TOKENS, options: &options };
+        let (usual_tokens, field) = (USUAL_TOKENS, "prompt");
+        let question = Question { prompts, field, echo, logprobs, usual_tokens, options: &options };
         let (texts, echoed) = question.put(app, version, asked).await?;
         let replies =
             Completions::new(id, version.model(), texts.tokenizer(), echoed, logprobs.is_some(), &options);
@@ -127,6 +108,8 @@ impl Call {
 /// What the engine is asked, whoever asks.
 pub(super) struct Question<'a> {
     pub(super) prompts: Vec<Prompt>,
+    /// Where they stand in the body.
+    pub(super) field: &'static str,
     /// Whether the prompts stand before their texts.
     pub(super) echo: bool,
     /// How many of the likeliest tokens are named at each.
@@ -156,39 +139,47 @@ impl Question<'_> {
             version,
             sampling: self.options.sampling(generator, self.logprobs)?,
             options: self.options,
+            field: self.field,
             scores_prompt: self.echo && self.logprobs.is_some(),
             usual_tokens: self.usual_tokens,
             terms: urgency.terms(app, version)?,
             timed: urgency.is_timed(),
             arrived: asked.arrived,
         };
+        let count = self.prompts.len();
+        check_texts(count, self.options.best_of)?;
+        let early = generator.engine.refuse_early(count, 0, self.options.best_of);
+        early.map_err(|refused| texts::explain(&refused, self.field))?;
         let special = self.options.add_special_tokens.unwrap_or(true);
-        let mut prompts = Vec::with_capacity(self.prompts.len());
-        let mut echoed = Vec::new();
-        for prompt in self.prompts {
-            let text = match &prompt {
-                Prompt::Text(text) if self.echo => Some(text.clone()),
-                _ => None,
-            };
-            let ids = prompt.into_ids(app, generator, special).await?;
-            if self.echo {
-                let text = text.map_or_else(|| decode(generator, &ids), Ok)?;
-                echoed.push(Echo { text, first: ids[0], scored: Vec::new() });
-            }
-            prompts.push(ids);
-        }
+        let spelled: Vec<_> = self.prompts.iter().filter(|_| self.echo).map(Prompt::text).collect();
+        let prompts = prompts::into_ids(self.prompts, app, generator, special).await?;
+        let echo = |(text, ids): (Option<String>, &Vec<u32>)| {
+            let text = text.map_or_else(|| decode(generator, ids), Ok)?;
+            Ok(Echo::new(text, ids[0]))
+        };
+        let echoed = spelled.into_iter().zip(&prompts).map(echo).collect::<Result<_, ApiError>>()?;
         let mut texts = submit(&ask, &running, prompts)?;
         texts.begin().await?;
         Ok((texts, echoed))
     }
 }
 
+/// Most texts of one request, over all of its prompts.
+const MOST_TEXTS: usize = 4096;
+
+fn check_texts(prompts: usize, each: u32) -> Result<(), ApiError> {
+    let texts = prompts * each as usize;
+    if texts <= MOST_TEXTS {
+        return Ok(());
+    }
+    let message =
+        format!("{prompts} prompts with {each} texts each are {texts}; at most {MOST_TEXTS} will do");
+    Err(ApiError::of_field(if each > 1 { "best_of" } else { "prompt" }, message))
+}
+
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
     generator.tokenizer.decode(ids, true).map_err(|error| ApiError::invalid(error.to_string()))
 }
-
-/// How often a request follows a model to its replacement before it gives up.
-const MOST_RELOADS: usize = 8;
 
 /// Submits all prompts of a request to the model, or to what has replaced it meanwhile.
 pub(super) fn submit(
@@ -206,7 +197,7 @@ pub(super) fn submit(
         let replacement = ask.version.ready().filter(|now| !Arc::ptr_eq(now, &running));
         match (&refused.refusal, replacement) {
             (Refusal::Rejected(Rejection::Draining), Some(replacement)) => running = replacement,
-            _ => return Err(texts::explain(&refused)),
+            _ => return Err(texts::explain(&refused, ask.field)),
         }
     }
     Err(ApiError::new(Code::ModelNotReady, "the model is reloading"))

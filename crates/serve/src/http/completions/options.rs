@@ -125,9 +125,6 @@ impl Options {
                 "what is best is known at the end: \"best_of\" cannot be streamed".into(),
             );
         }
-        if self.max_tokens == Some(0) {
-            return refuse("max_tokens", "\"max_tokens\" is 0; at least 1 is needed".into());
-        }
         if self.stops.len() > MOST_STOPS {
             let count = self.stops.len();
             return refuse("stop", format!("\"stop\" has {count} texts; at most {MOST_STOPS} will do"));
@@ -151,6 +148,14 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// Refuses what asks for no token, where only texts are answered.
+    pub(in crate::http) fn need_tokens(&self) -> Result<(), ApiError> {
+        match self.max_tokens {
+            Some(0) => Err(ApiError::of_field("max_tokens", "\"max_tokens\" is 0; at least 1 is needed")),
+            _ => Ok(()),
+        }
     }
 
     /// How tokens are drawn from a model, whose own settings stand for what the request leaves out.
@@ -200,9 +205,9 @@ impl Options {
         own.iter().chain(&self.stop_token_ids).copied().collect()
     }
 
-    /// Whether the request itself names a stop token.
-    pub(in crate::http) fn names(&self, token: u32) -> bool {
-        self.stop_token_ids.contains(&token)
+    /// Those of them that the request names.
+    pub(in crate::http) fn stop_token_ids(&self) -> &[u32] {
+        &self.stop_token_ids
     }
 
     /// What ends texts, and how they are shown.
@@ -237,19 +242,21 @@ pub(in crate::http) fn max_tokens(fields: &mut Fields, name: &'static str) -> Re
     }
 }
 
-/// JSON's keys are texts; these are token ids.
+/// JSON's keys are texts; these are token ids. Of keys that are written alike JSON's last one counts, and those that
+/// are the same id written differently are refused.
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
-    let biases: BTreeMap<String, f32> = fields.or("logit_bias", BTreeMap::new())?;
-    biases
-        .into_iter()
-        .map(|(id, bias)| match id.parse() {
-            Ok(id) => Ok((id, bias)),
-            Err(_) => {
-                let message = format!("\"logit_bias\" has the key {id:?}, which is no token id");
-                Err(ApiError::of_field("logit_bias", message))
-            }
-        })
-        .collect()
+    let asked: BTreeMap<String, f32> = fields.or("logit_bias", BTreeMap::new())?;
+    let refuse = |message: String| Err(ApiError::of_field("logit_bias", message));
+    let mut biases = BTreeMap::new();
+    for (key, bias) in asked {
+        let Ok(id) = key.parse::<u32>() else {
+            return refuse(format!("\"logit_bias\" has the key {key:?}, which is no token id"));
+        };
+        if biases.insert(id, bias).is_some() {
+            return refuse(format!("\"logit_bias\" names token {id} twice"));
+        }
+    }
+    Ok(biases.into_iter().collect())
 }
 
 /// Of a salt only whether it is the same matters.

@@ -1,14 +1,14 @@
 //! What texts go on from: texts or token ids, one or many.
 
-use serde_json::Value;
-use tokio::task::spawn_blocking;
-
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::fields::shown;
 use crate::app::App;
 use crate::generation::Generator;
-use crate::http::error::{ApiError, Code};
+use crate::http::error::ApiError;
+use crate::http::tokenising::tokenising;
 use crate::text::Tokenizer;
 
 /// Prompts of one request are at most so many.
@@ -57,28 +57,46 @@ impl Prompt {
         Ok(prompts)
     }
 
-    /// Its token ids, checked against the model. `special`: with what the tokenizer puts around a text.
-    pub(in crate::http) async fn into_ids(
-        self,
-        app: &App,
-        generator: &Generator,
-        special: bool,
-    ) -> Result<Vec<u32>, ApiError> {
-        let ids = match self {
-            Prompt::Ids(ids) => ids,
-            Prompt::Text(text) => encode(app, &generator.tokenizer, text, special).await?,
-        };
-        if ids.is_empty() {
-            return Err(ApiError::of_field("prompt", "the prompt is empty"));
+    /// Its text, where it was sent as one.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Ids(_) => None,
         }
-        match ids.iter().position(|&id| id as usize >= generator.vocabulary) {
-            None => Ok(ids),
-            Some(at) => {
-                let (id, vocabulary) = (ids[at], generator.vocabulary);
-                let message =
-                    format!("token {at} of the prompt is {id}; the vocabulary has {vocabulary} tokens");
-                Err(ApiError::of_field("prompt", message))
-            }
+    }
+
+    /// Bytes of text that have to become tokens.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Ids(_) => 0,
+        }
+    }
+}
+
+/// The token ids of a request's prompts, in order, checked against the model. `special`: with what the tokenizer
+/// puts around a text.
+pub(in crate::http) async fn into_ids(
+    prompts: Vec<Prompt>,
+    app: &App,
+    generator: &Generator,
+    special: bool,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let all = encode(app, &generator.tokenizer, prompts, special).await?;
+    all.iter().try_for_each(|ids| check(ids, generator.vocabulary))?;
+    Ok(all)
+}
+
+fn check(ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
+    if ids.is_empty() {
+        return Err(ApiError::of_field("prompt", "the prompt is empty"));
+    }
+    match ids.iter().position(|&id| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(at) => {
+            let id = ids[at];
+            let message = format!("token {at} of the prompt is {id}; the vocabulary has {vocabulary} tokens");
+            Err(ApiError::of_field("prompt", message))
         }
     }
 }
@@ -91,26 +109,21 @@ fn ids(list: Vec<Value>) -> Result<Vec<u32>, ApiError> {
     list.into_iter().map(id).collect()
 }
 
-/// Texts that are shorter are tokenised where they are: less than a thread's hand-over costs.
-const INLINE_BYTES: usize = 4096;
-
-/// A text's token ids; a long text's on a thread that may block.
+/// The token ids of prompts, those of texts made where that holds up nobody.
 pub(in crate::http) async fn encode(
     app: &App,
     tokenizer: &Arc<Tokenizer>,
-    text: String,
+    prompts: Vec<Prompt>,
     special: bool,
-) -> Result<Vec<u32>, ApiError> {
-    let encoded = if text.len() < INLINE_BYTES {
-        tokenizer.encode(&text, special)
-    } else {
-        let _place = app.tokenising.acquire().await;
-        let tokenizer = Arc::clone(tokenizer);
-        spawn_blocking(move || tokenizer.encode(&text, special))
-            .await
-            .map_err(|panic| ApiError::new(Code::ModelFailed, format!("the tokenizer failed: {panic}")))?
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let bytes = prompts.iter().map(Prompt::bytes).sum();
+    let tokenizer = Arc::clone(tokenizer);
+    let encode = move |prompt| match prompt {
+        Prompt::Text(text) => tokenizer.encode(&text, special),
+        Prompt::Ids(ids) => Ok(ids),
     };
-    encoded.map_err(|error| ApiError::of_field("prompt", error.to_string()))
+    let work = move || prompts.into_iter().map(encode).collect::<Result<_, _>>();
+    tokenising(app, bytes, work).await?.map_err(|error| ApiError::of_field("prompt", error.to_string()))
 }
 
 #[cfg(test)]

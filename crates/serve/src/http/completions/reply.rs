@@ -1,57 +1,51 @@
 //! Completions in OpenAI's words.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::envelope::Envelope;
 use super::events::{Dialect, Events};
 use super::options::Options;
 use super::texts::{Texts, Update, Usage};
-use crate::generation::choice::{Delta, FinishReason};
+use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
-use crate::text::Tokenizer;
+use crate::text::{Detokenizer, Tokenizer};
 
 /// The replies to one request.
 pub(super) struct Completions {
-    id: String,
-    created: u64,
-    model: String,
+    envelope: Envelope,
     tokenizer: Arc<Tokenizer>,
     /// The prompts' texts, where they are to stand before the answers.
     echoed: Vec<Echo>,
     /// Whether the answer has them.
     logprobs: bool,
     n: usize,
-    include_usage: bool,
-    /// Characters of each text so far.
-    offsets: Vec<usize>,
-    /// Which texts have begun.
-    begun: Vec<bool>,
 }
 
 /// A prompt that stands before its texts.
 pub(in crate::http) struct Echo {
-    pub(super) text: String,
+    text: String,
+    /// How many it has.
+    characters: usize,
     /// Its first token.
-    pub(super) first: u32,
+    first: u32,
     /// The others, where they were scored.
-    pub(super) scored: Vec<(u32, Logprobs)>,
+    scored: Vec<(u32, Logprobs)>,
 }
 
-#[derive(Serialize)]
-struct Completion<'a, T> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<T>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
+impl Echo {
+    /// The text of a prompt that begins with the token `first`.
+    pub(super) fn new(text: String, first: u32) -> Self {
+        Self { characters: text.chars().count(), text, first, scored: Vec::new() }
+    }
 }
+
+/// What replies are called, and their parts.
+const OBJECT: &str = "text_completion";
 
 #[derive(Default, Serialize)]
 struct CompletionChoice {
@@ -83,24 +77,13 @@ impl Completions {
         logprobs: bool,
         options: &Options,
     ) -> Self {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self {
-            id: format!("cmpl-{id}"),
-            created,
-            model: model.to_owned(),
+            envelope: Envelope::new(format!("cmpl-{id}"), model, options),
             tokenizer,
             echoed,
             logprobs,
             n: options.n as usize,
-            include_usage: options.include_usage,
-            offsets: Vec::new(),
-            begun: Vec::new(),
         }
-    }
-
-    fn completion<T>(&self, choices: Vec<T>, usage: Option<Usage>) -> Completion<'_, T> {
-        let (id, model) = (&self.id, &self.model);
-        Completion { id, object: "text_completion", created: self.created, model, choices, usage }
     }
 
     /// What an update says, as a choice; nothing where it is about the prompt, which comes with its texts.
@@ -111,25 +94,20 @@ impl Completions {
             self.echoed.get_mut(index / each)?.scored.extend(scored);
             return None;
         }
-        if self.begun.len() <= index {
-            self.begun.resize(index + 1, false);
-            self.offsets.resize(index + 1, 0);
-        }
         let mut choice = CompletionChoice { index, ..CompletionChoice::default() };
         let mut logprobs = CompletionLogprobs::default();
-        if !std::mem::replace(&mut self.begun[index], true)
-            && let Some(echo) = self.echoed.get(index / each)
-        {
+        let begins = self.envelope.begins(index);
+        let echo = self.echoed.get(index / each);
+        if let Some(echo) = echo.filter(|_| begins) {
             choice.text.clone_from(&echo.text);
             if self.logprobs {
                 self.add_prompt(echo, &mut logprobs);
             }
-            self.offsets[index] = echo.text.chars().count();
         }
-        if let Some((token, of)) = delta.logprobs.filter(|_| self.logprobs) {
-            self.add(token, Some(&of), self.offsets[index], &mut logprobs);
+        if let Some(Told { token, logprobs: of, offset }) = delta.told.filter(|_| self.logprobs) {
+            let offset = echo.map_or(0, |echo| echo.characters) + offset;
+            self.add(token, Some(&of), offset, &mut logprobs);
         }
-        self.offsets[index] += delta.text.chars().count();
         choice.text += &delta.text;
         choice.finish_reason = delta.finish.as_ref().map(FinishReason::name);
         choice.stop_reason = delta.finish.as_ref().and_then(stop_reason);
@@ -139,12 +117,14 @@ impl Completions {
 
     /// The tokens of a prompt. Nothing says how likely the first was.
     fn add_prompt(&self, echo: &Echo, to: &mut CompletionLogprobs) {
-        let mut offset = 0;
         let first = std::iter::once((echo.first, None));
         let others = echo.scored.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
+        // As the text came to be: a character of many tokens begins where the first of them does.
+        let mut detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), &[], true);
+        let mut offset = 0;
         for (token, logprobs) in first.chain(others) {
             self.add(token, logprobs, offset, to);
-            offset += to.tokens.last().map_or(0, |token| token.chars().count());
+            offset += detokenizer.push(token).map_or(0, |text| text.chars().count());
         }
     }
 
@@ -162,22 +142,14 @@ impl Completions {
     /// The reply when all texts have ended.
     pub(super) async fn whole(mut self, mut texts: Texts) -> Result<Json<Value>, ApiError> {
         let each = texts.each();
-        let mut whole: Vec<Option<CompletionChoice>> = Vec::new();
-        while let Some(update) = texts.next().await {
-            let Some(part) = self.choice(update?, each) else { continue };
-            if whole.len() <= part.index {
-                whole.resize_with(part.index + 1, || None);
+        let wholes = texts.wholes(self.n, |whole: &mut CompletionChoice, update| {
+            if let Some(part) = self.choice(update, each) {
+                whole.add(part);
             }
-            match &mut whole[part.index] {
-                Some(choice) => choice.add(part),
-                nothing => *nothing = Some(part),
-            }
-        }
-        let best = texts.best(self.n).into_iter().flatten();
-        let chosen = best.filter_map(|index| whole.get_mut(index).and_then(Option::take));
-        let choices =
-            chosen.enumerate().map(|(index, choice)| CompletionChoice { index, ..choice }).collect();
-        Ok(Json(json!(self.completion(choices, Some(texts.usage())))))
+        });
+        let wholes = wholes.await?.into_iter().enumerate();
+        let choices = wholes.map(|(index, whole)| CompletionChoice { index, ..whole }).collect();
+        Ok(Json(json!(self.envelope.around(OBJECT, choices, Some(texts.usage())))))
     }
 }
 
@@ -210,18 +182,16 @@ impl Dialect for Completions {
     fn update(&mut self, update: Update, events: &mut Events) {
         // Nothing has become certain, and nobody asked for the token itself.
         let nothing = update.delta == Delta::default() && update.scored.is_empty();
-        if nothing && self.begun.get(update.index).is_some_and(|begun| *begun) {
+        if nothing && self.envelope.has_begun(update.index) {
             return;
         }
         if let Some(choice) = self.choice(update, self.n) {
-            events.push(&self.completion(vec![choice], None));
+            events.push(&self.envelope.around(OBJECT, vec![choice], None));
         }
     }
 
     fn end(&mut self, usage: Usage, events: &mut Events) {
-        if self.include_usage {
-            events.push(&self.completion(Vec::<CompletionChoice>::new(), Some(usage)));
-        }
+        self.envelope.end(OBJECT, usage, events);
     }
 
     fn error_style(&self) -> ErrorStyle {

@@ -24,6 +24,8 @@ use crate::text::Tokenizer;
 pub(in crate::http) struct Ask<'a> {
     pub(in crate::http) version: &'a Arc<Version>,
     pub(in crate::http) options: &'a Options,
+    /// Where the prompts stand in the body.
+    pub(in crate::http) field: &'static str,
     pub(in crate::http) sampling: Sampling,
     /// Whether the prompts' tokens are scored as well.
     pub(in crate::http) scores_prompt: bool,
@@ -41,7 +43,8 @@ pub(in crate::http) struct Texts {
     prompts: Vec<Prompted>,
     /// Texts of each prompt.
     each: usize,
-    named_stops: Vec<u32>,
+    /// The stop tokens that the request names: they are told as the reason of an end.
+    named_stops: Box<[u32]>,
     /// Read ahead, so that an error before the first token has a status of its own.
     first: Option<Result<Update, ApiError>>,
     tokenizer: Arc<Tokenizer>,
@@ -55,6 +58,8 @@ struct Prompted {
     generating: Generating,
     choices: Vec<Choice>,
     prompt: Vec<u32>,
+    /// Whether what comes after the prompt is wanted.
+    answers: bool,
     /// Whether it was counted as answered or failed.
     counted: bool,
 }
@@ -91,6 +96,8 @@ impl Texts {
         generator: &Generator,
         prompts: &[Vec<u32>],
     ) -> Result<Self, Box<Refused>> {
+        let tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        generator.engine.refuse_early(prompts.len(), tokens, ask.options.best_of)?;
         let sampling = Arc::new(ask.sampling.clone());
         let stop_tokens: Arc<[u32]> = ask.options.all_stop_tokens(generator).into();
         let text = ask.options.text();
@@ -105,7 +112,8 @@ impl Texts {
             let request = GenerationRequest {
                 prompt: prompt.clone(),
                 choices: ask.options.best_of,
-                max_tokens: ask.options.max_tokens.unwrap_or(usual),
+                // A prompt that is only scored is fed like any other, and what comes after it is not looked at.
+                max_tokens: ask.options.max_tokens.unwrap_or(usual).max(1),
                 sampling: Arc::clone(&sampling),
                 stop_tokens: Arc::clone(&stop_tokens),
                 priority: ask.terms.priority,
@@ -116,12 +124,13 @@ impl Texts {
                 deadline: ask.timed.then_some(deadline),
             };
             let generating = generator.engine.submit(request)?;
-            submitted.push(Prompted { generating, choices, prompt: prompt.clone(), counted: false });
+            let answers = ask.options.max_tokens != Some(0);
+            submitted.push(Prompted { generating, choices, prompt: prompt.clone(), answers, counted: false });
         }
         Ok(Self {
             prompts: submitted,
             each: ask.options.best_of as usize,
-            named_stops: stop_tokens.iter().copied().filter(|&token| ask.options.names(token)).collect(),
+            named_stops: ask.options.stop_token_ids().into(),
             first: None,
             tokenizer: Arc::clone(&generator.tokenizer),
             version: Arc::clone(ask.version),
@@ -186,6 +195,20 @@ impl Texts {
         if all_ended { Poll::Ready(None) } else { Poll::Pending }
     }
 
+    /// The `n` best texts of each prompt, best first, when all have ended; `add` adds an update to its text.
+    pub(in crate::http) async fn wholes<T: Default>(
+        &mut self,
+        n: usize,
+        mut add: impl FnMut(&mut T, Update),
+    ) -> Result<Vec<T>, ApiError> {
+        let mut wholes: Vec<_> = (0..self.prompts.len() * self.each).map(|_| T::default()).collect();
+        while let Some(update) = self.next().await {
+            let update = update?;
+            add(&mut wholes[update.index], update);
+        }
+        Ok(self.best(n).into_iter().map(|place| std::mem::take(&mut wholes[place])).collect())
+    }
+
     /// What makes texts of their tokens.
     pub(in crate::http) fn tokenizer(&self) -> Arc<Tokenizer> {
         Arc::clone(&self.tokenizer)
@@ -211,16 +234,16 @@ impl Texts {
     }
 
     /// The places of each prompt's `n` best texts, best first.
-    pub(in crate::http) fn best(&self, n: usize) -> Vec<Vec<usize>> {
+    fn best(&self, n: usize) -> Vec<usize> {
         let of = |(place, prompted): (usize, &Prompted)| {
             let mut order: Vec<usize> = (0..prompted.choices.len()).collect();
             if order.len() > n {
                 let mean = |&choice: &usize| prompted.choices[choice].mean_logprob();
                 order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
             }
-            order.into_iter().take(n).map(|choice| place * self.each + choice).collect()
+            order.into_iter().take(n).map(move |choice| place * self.each + choice)
         };
-        self.prompts.iter().enumerate().map(of).collect()
+        self.prompts.iter().enumerate().flat_map(of).collect()
     }
 }
 
@@ -250,6 +273,7 @@ impl Prompted {
                 let scored = tokens.zip(logprobs).collect();
                 return Ok(Some(Update { index, delta: Delta::default(), scored }));
             }
+            GenerationEvent::Token { .. } if !self.answers => return Ok(None),
             GenerationEvent::Token { token, stops, logprobs, .. } => {
                 let named = named_stops.contains(&token);
                 let delta = choice.token(token, stops, named, logprobs).map_err(failed)?;
@@ -258,8 +282,9 @@ impl Prompted {
                 }
                 delta
             }
-            GenerationEvent::Ended { how: Finish::Stopped, .. } => choice.end(false).map_err(failed)?,
-            GenerationEvent::Ended { how: Finish::Length, .. } => choice.end(true).map_err(failed)?,
+            GenerationEvent::Ended { how: how @ (Finish::Stopped | Finish::Length), .. } => {
+                choice.end(how == Finish::Length || !self.answers).map_err(failed)?
+            }
             GenerationEvent::Ended { how: Finish::Failed(reason), .. } => {
                 return Err(ApiError::new(Code::ModelFailed, reason));
             }
@@ -282,17 +307,22 @@ fn expired(end: End) -> ApiError {
     ApiError::new(Code::DeadlineExceeded, message)
 }
 
-/// What a refused request tells its client.
-pub(in crate::http) fn explain(refused: &Refused) -> ApiError {
+/// What a refused request tells its client, whose prompts stand in `field`.
+pub(in crate::http) fn explain(refused: &Refused, field: &'static str) -> ApiError {
+    let says = refused.refusal.to_string();
     match &refused.refusal {
         Refusal::Rejected(Rejection::NeverFits { cost, limit }) => ApiError::invalid(format!(
             "prompt and text have up to {cost} tokens, and the KV cache holds {limit}: shorten the prompt or max_tokens"
         )),
         Refusal::Rejected(rejection) => ApiError::rejected(rejection, refused.drain),
-        Refusal::EmptyPrompt => ApiError::of_field("prompt", refused.refusal.to_string()),
-        Refusal::NothingToGenerate | Refusal::ContextExceeded { .. } => {
-            ApiError::of_field("max_tokens", refused.refusal.to_string())
+        Refusal::EmptyPrompt | Refusal::QueueSize { .. } | Refusal::QueueTokens { .. } => {
+            ApiError::of_field(field, says)
         }
-        Refusal::Sequences { .. } => ApiError::of_field("n", refused.refusal.to_string()),
+        Refusal::ContextExceeded { prompt, limit, .. } => {
+            let param = if *prompt >= u64::from(*limit) { field } else { "max_tokens" };
+            ApiError { openai_code: Some("context_length_exceeded"), ..ApiError::of_field(param, says) }
+        }
+        Refusal::NothingToGenerate => ApiError::of_field("max_tokens", says),
+        Refusal::Sequences { .. } => ApiError::of_field("n", says),
     }
 }
