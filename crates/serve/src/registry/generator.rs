@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use tch::Device;
 use trustformers_batching::continuous::{BlockId, SequenceId, Work};
@@ -129,10 +130,17 @@ fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
         scores: false,
         forks: Vec::new(),
     };
-    for _ in 0..runs {
-        for work in [work(0, tokens), work(tokens, 1)] {
-            drop(runner.step(&[work], &[]).map_err(|error| format!("warm-up: {error}"))?);
+    let run = || {
+        for _ in 0..runs {
+            for work in [work(0, tokens), work(tokens, 1)] {
+                drop(runner.step(&[work], &[]).map_err(|error| format!("warm-up: {error}"))?);
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    // On a thread of its own, with which its helpers end.
+    thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(result) => result,
+        Err(_) => Err("warm-up: it panicked".to_owned()),
+    })
 }

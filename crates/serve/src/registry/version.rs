@@ -13,7 +13,6 @@ use super::running::{Now, Running};
 use super::sources::Source;
 use crate::metrics::{Metrics, VersionMetrics};
 use crate::torch::memory::Turnover;
-use crate::torch::own_thread::on_own_thread;
 
 /// What a version does now, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +163,7 @@ impl Version {
         let version = Arc::clone(self);
         let loading = move || {
             let _turnover = Turnover::begin();
-            on_own_thread(|| version.load_now())
+            version.load_now()
         };
         let loaded = spawn_blocking(loading).await;
         loaded.unwrap_or_else(|panic| Err(self.fail(format!("the loader panicked: {panic}"))))

@@ -45,7 +45,6 @@ use crate::backend::{DynModel, Input, Loaded, Output, Signature};
 use crate::config::{Settings, cache_folders};
 use crate::registry::{Size, shape_key};
 use crate::torch::device::{self, Requested};
-use crate::torch::own_thread::on_own_thread;
 
 /// Why a request has no response, or the service did not start.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -123,14 +122,13 @@ impl DynamicBatchingService {
             }
         };
         let config = self.config.clone();
-        let load = move || {
+        let started = tokio::task::spawn_blocking(move || {
             let model = match model {
                 Some(model) => model,
                 None => builtin_encoder(&config).map_err(ServiceError::Load)?,
             };
             Running::start(&config, model)
-        };
-        let started = tokio::task::spawn_blocking(|| on_own_thread(load));
+        });
         let started = started.await.unwrap_or_else(|error| Err(ServiceError::Load(error.to_string())));
         let mut state = self.state.lock();
         match started {

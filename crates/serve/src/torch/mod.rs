@@ -11,7 +11,6 @@ pub mod mapped;
 pub mod memory;
 pub mod module;
 mod over;
-pub mod own_thread;
 pub mod paged;
 pub mod product;
 pub mod reserved;
