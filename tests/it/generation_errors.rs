@@ -138,8 +138,11 @@ fn a_request_that_exceeds_the_context_is_refused_in_openais_words() {
     let word = "sailor ".repeat(3000);
     let chat = json!({ "model": "tinylm", "messages": [{ "role": "user", "content": word }] });
     let before = running.outcomes("tinylm", "invalid_input");
+    // Refused before it becomes tokens, which would take seconds.
+    let megabytes = json!({ "model": "tinylm", "prompt": "sailor ".repeat(1 << 19) });
     for (path, body, param) in [
         (COMPLETIONS, prompt.clone(), "prompt"),
+        (COMPLETIONS, megabytes, "prompt"),
         (COMPLETIONS, with(&endless(5000), json!({ "model": "tinylm" })), "max_tokens"),
         ("/v1/chat/completions", chat.clone(), "messages"),
     ] {
@@ -153,7 +156,7 @@ fn a_request_that_exceeds_the_context_is_refused_in_openais_words() {
         let reply = running.post("/v1/inference/stream", &body);
         assert_eq!((reply.status, reply.code().as_str()), (422, "invalid_input"));
     }
-    assert_eq!(running.outcomes("tinylm", "invalid_input"), before + 5.0);
+    assert_eq!(running.outcomes("tinylm", "invalid_input"), before + 6.0);
 }
 
 /// What the scheduler counted.

@@ -208,6 +208,20 @@ fn a_torchscript_file_that_is_broken_fails_its_model_alone() {
 }
 
 #[test]
+fn a_path_of_no_known_format_and_one_that_is_not_there_are_told_apart() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("empty")).unwrap();
+    for (path, says) in
+        [("nowhere", "nowhere does not exist"), ("empty", "empty is of no format that is known")]
+    {
+        let settings =
+            try_settings(&format!("[models.m]\npath = {}\n", quoted(&root.path().join(path)))).unwrap();
+        let error = trustformers_serve::server::Server::start(&settings).err().expect("refused").to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_device_that_a_model_toml_names_and_is_not_there_is_an_error_at_start() {
     let root = repository(&[("a", "1")]);
     fs::write(root.path().join("a/model.toml"), "device = 'cuda:4000'\nload = false\n").unwrap();

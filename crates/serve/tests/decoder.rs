@@ -225,6 +225,18 @@ fn every_instruction_set_and_plain_operators_compute_the_same() {
 }
 
 #[test]
+fn threads_share_a_step_however_many_they_are() {
+    let case = &cases()["llama"];
+    for threads in [1, 2, 3, 16] {
+        let mut runner = runner_with(&case.folder, DType::F32, threads);
+        // More than once, as threads that sleep between steps are woken for each.
+        for _ in 0..3 {
+            write_together(&mut runner, "llama", case);
+        }
+    }
+}
+
+#[test]
 fn half_precision_is_near_the_oracles() {
     for (name, dtype, tolerance) in [
         ("llama_bfloat16", DType::BF16, 0.06),

@@ -120,6 +120,11 @@ impl ApiError {
         }
     }
 
+    /// A prompt or a text that is too long for the model, by the fault of one field.
+    pub fn beyond_context(field: &'static str, message: impl Into<String>) -> Self {
+        Self { openai_code: Some("context_length_exceeded"), ..Self::of_field(field, message) }
+    }
+
     /// A request that could not be parsed.
     pub fn malformed(message: impl Into<String>) -> Self {
         Self::new(Code::MalformedRequest, message)

@@ -84,15 +84,13 @@ fn of_model(settings: &Settings, model: &ModelSettings) -> Result<Vec<Source>, S
             .map(|(version, folder)| of_version(version, &folder, model.clone()))
             .collect();
     }
-    let refused = |reason: &str| SourceError::Model {
-        model: model.name.clone(),
-        reason: format!("{} {reason}", path.display()),
-    };
-    if !path.exists() {
-        return Err(refused("does not exist"));
-    }
     let format = model.format.or_else(|| Format::of(path)).ok_or_else(|| {
-        refused("is of no format that is known: name a .pt file, a folder with config.json, or set format")
+        let why = if path.exists() {
+            "is of no format that is known: name a .pt file, a folder with config.json, or set format"
+        } else {
+            "does not exist"
+        };
+        SourceError::Model { model: model.name.clone(), reason: format!("{} {why}", path.display()) }
     })?;
     model.check_format(format)?;
     Ok(vec![Source { version: model.version.clone(), path: path.clone(), format, settings: model.clone() }])

@@ -43,6 +43,12 @@ impl Pieces {
         Ok(pieces)
     }
 
+    /// Bytes of the longest token.
+    pub(super) fn longest(&self) -> usize {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
+    }
+
     /// What a token stands for within a text; nothing for an id without a token.
     pub(super) fn bytes(&self, id: u32) -> &[u8] {
         let at = id as usize;
@@ -65,6 +71,11 @@ pub(super) struct Decoding {
 }
 
 impl Decoding {
+    /// Whether there are tokens for all bytes, and so none for what is not known, however long that is.
+    pub(super) fn spells_bytes(&self) -> bool {
+        self.alphabet.is_some() || self.byte_tokens
+    }
+
     /// Reads the decoder of the tokenizer.json at `path`.
     pub(super) fn new(decoder: Option<&DecoderWrapper>, path: &Path) -> Result<Self, CheckpointError> {
         let mut steps = Vec::new();

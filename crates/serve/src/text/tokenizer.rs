@@ -63,6 +63,11 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The most bytes of a text of so many tokens; `None` where one token may stand for any length.
+    pub fn most_bytes(&self, tokens: u32) -> Option<usize> {
+        self.decoding.spells_bytes().then(|| self.pieces.longest().saturating_mul(tokens as usize))
+    }
+
     /// The text of a list of tokens; bytes that are no character become U+FFFD.
     ///
     /// # Errors

@@ -82,6 +82,14 @@ pub(in crate::http) async fn into_ids(
     generator: &Generator,
     special: bool,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
+    // Megabytes take seconds to become tokens, and a hundred times their memory.
+    if let Some(most) = generator.tokenizer.most_bytes(generator.context)
+        && let Some(bytes) = prompts.iter().map(Prompt::bytes).find(|&bytes| bytes > most)
+    {
+        let context = generator.context;
+        let message = format!("the prompt has {bytes} bytes; the model's context is {context} tokens");
+        return Err(ApiError::beyond_context("prompt", message));
+    }
     let all = encode(app, &generator.tokenizer, prompts, special).await?;
     all.iter().try_for_each(|ids| check(ids, generator.vocabulary))?;
     Ok(all)

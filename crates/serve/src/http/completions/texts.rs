@@ -290,7 +290,10 @@ impl Prompted {
             }
             GenerationEvent::Ended { how: Finish::Expired(end), .. } => return Err(expired(end)),
             GenerationEvent::Ended { how: Finish::Closed, .. } => {
-                return Err(ApiError::new(Code::ShuttingDown, "the model was taken away"));
+                return Err(ApiError::new(
+                    Code::ShuttingDown,
+                    "the model was unloaded, or the server is stopping",
+                ));
             }
         };
         Ok(Some(Update { index, delta, scored: Vec::new() }))
@@ -320,7 +323,7 @@ pub(in crate::http) fn explain(refused: &Refused, field: &'static str) -> ApiErr
         }
         Refusal::ContextExceeded { prompt, limit, .. } => {
             let param = if *prompt >= u64::from(*limit) { field } else { "max_tokens" };
-            ApiError { openai_code: Some("context_length_exceeded"), ..ApiError::of_field(param, says) }
+            ApiError::beyond_context(param, says)
         }
         Refusal::NothingToGenerate => ApiError::of_field("max_tokens", says),
         Refusal::Sequences { .. } => ApiError::of_field("n", says),
