@@ -121,7 +121,8 @@ def serving(folder: Path, models: dict[str, ModelSettings]) -> Generator[tuple[i
 
 
 @pytest.mark.parametrize(
-    ("stored", "kind"), [("bf16", "bf16"), ("bf16", "int8"), ("bf16", "f32"), ("f32", "f32"), ("f32", "bf16"), ("f32", "int8")]
+    ("stored", "kind"),
+    [("bf16", "bf16"), ("bf16", "int8"), ("bf16", "f32"), ("f32", "f32"), ("f32", "bf16"), ("f32", "int8")],
 )
 def test_a_model_takes_little_more_than_its_packed_weights(
     checkpoints: dict[str, Path], tmp_path: Path, stored: str, kind: str
