@@ -48,6 +48,10 @@ fn fields_that_mean_nothing_are_refused_by_name() {
         (json!({ "n": -1 }), "\"n\" is -1: invalid value"),
         (json!({ "n": 3, "best_of": 2 }), "\"best_of\" is 2; n = 3 to 128 will do"),
         (json!({ "best_of": 2, "stream": true }), "\"best_of\" cannot be streamed"),
+        (json!({ "best_of": 0 }), "\"best_of\" is 0"),
+        (json!({ "min_tokens": -1 }), "\"min_tokens\" is -1"),
+        (json!({ "logprobs": -1 }), "\"logprobs\" is -1"),
+        (json!({ "timeout_ms": 0 }), "timeout_ms"),
         (json!({ "stop": stops }), "\"stop\" has 1000 texts; at most 64 will do"),
         (json!({ "stop_token_ids": vec![5; 300] }), "\"stop_token_ids\" has 300 ids; at most 256 will do"),
         (json!({ "stop": [""] }), "a text of \"stop\" has 0 bytes; 1 to 1024 will do"),
@@ -148,6 +152,9 @@ fn a_request_that_exceeds_the_context_is_refused_in_openais_words() {
     ] {
         let reply = running.post(path, &body);
         assert_eq!((reply.status, reply.code().as_str()), (400, "context_length_exceeded"), "{path}");
+        if body["prompt"].as_str().is_some_and(|prompt| prompt.len() > 1 << 20) {
+            assert!(reply.message().contains("the prompt has 3670016 bytes"), "{}", reply.message());
+        }
         let error = &reply.json()["error"];
         assert_eq!((&error["param"], &error["type"]), (&json!(param), &json!("invalid_request_error")));
         assert!(reply.message().contains("the model's context is 2048 tokens"), "{}", reply.message());
@@ -226,9 +233,14 @@ fn a_full_queue_says_when_to_try_again() {
     let third = running.post(COMPLETIONS, &endless(2));
     assert_eq!((third.status, third.code().as_str()), (429, "queue_full"));
     assert_eq!(third.json()["error"]["type"], "rate_limit_error");
+    // Nor is a conversation made into tokens: it would be told that it is too long.
+    let long = json!({ "messages": [{ "role": "user", "content": "sailor ".repeat(3000) }] });
+    for path in ["/v1/chat/completions", "/v1/inference/stream"] {
+        assert_eq!(running.post(path, &long).code(), "queue_full", "{path}");
+    }
     let wait: u64 = third.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((1..60).contains(&wait), "{wait}");
-    assert_eq!(running.rejections("tinylm", "queue_full"), 1.0);
+    assert_eq!(running.rejections("tinylm", "queue_full"), 3.0);
     drop((first, second));
     running.eventually("its blocks are free", |running| used_blocks(running) == 0.0);
 }

@@ -40,6 +40,11 @@ def peer(url: str) -> Iterator[openai.OpenAI]:
         yield peer
 
 
+def test_models_are_listed(peer: openai.OpenAI) -> None:
+    listed = {model.id: model.object for model in peer.models.list()}
+    assert listed == {"chatty": "model", "plain": "model"}
+
+
 def test_a_chat_is_the_same_whole_and_streamed(peer: openai.OpenAI) -> None:
     whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
     (choice,) = whole.choices

@@ -39,7 +39,7 @@ pub struct App {
     /// For uptimes.
     pub started: Instant,
     /// Places for long texts on the pool of blocking threads: one a worker.
-    pub tokenising: Semaphore,
+    pub tokenising: Arc<Semaphore>,
     /// Requests that have no reply yet.
     pub in_flight: Arc<InFlight>,
     draining: AtomicBool,
@@ -94,7 +94,7 @@ impl App {
             metrics,
             clients: Clients::default(),
             started: Instant::now(),
-            tokenising: Semaphore::new(settings.server.workers),
+            tokenising: Arc::new(Semaphore::new(settings.server.workers)),
             in_flight: Arc::default(),
             draining: AtomicBool::new(false),
         })

@@ -154,6 +154,18 @@ fn missing_and_truncated_shards_are_named() {
 }
 
 #[test]
+fn weights_of_a_type_that_is_not_computed_with_are_named() {
+    let folder = altered(&cases()["llama"].folder, "model.safetensors", |bytes| {
+        let (of, mut bytes) = (b"\"F32\"", bytes.to_vec());
+        let at = bytes.windows(of.len()).position(|part| part == of).unwrap();
+        bytes[at + 1] = b'I';
+        bytes
+    });
+    let text = error(folder.path()).to_string();
+    assert!(text.contains("has type I32; supported: F32, F16, BF16"), "{text}");
+}
+
+#[test]
 fn old_and_new_forms_of_the_configuration_say_the_same() {
     let cases = cases();
     let (old, new) = (&cases["llama_old_config"].folder, &cases["llama_3"].folder);

@@ -73,6 +73,21 @@ fn texts_become_the_tokens_that_transformers_makes() {
 }
 
 #[test]
+fn no_text_is_longer_than_its_tokens_can_be() {
+    let mut bounded = 0;
+    for (name, case) in cases() {
+        let tokenizer = Tokenizer::load(&case.folder).unwrap();
+        let most = |tokens: &[u32]| tokenizer.most_bytes(u32::try_from(tokens.len()).unwrap());
+        bounded += u32::from(most(&[1]).is_some());
+        for Text { text, plain, .. } in &case.texts {
+            assert!(most(plain).is_none_or(|most| text.len() <= most), "{name}: {text:?}");
+        }
+    }
+    // Where what is not known is one token, however long it is, nothing bounds a text.
+    assert!((1..5).contains(&bounded), "{bounded}");
+}
+
+#[test]
 fn tokens_become_the_texts_that_transformers_makes() {
     for (name, case) in cases() {
         let tokenizer = Tokenizer::load(&case.folder).unwrap();

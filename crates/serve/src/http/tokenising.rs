@@ -1,5 +1,7 @@
 //! Where texts become tokens: a few at once, and long ones where they hold up nobody.
 
+use std::sync::Arc;
+
 use tokio::task::spawn_blocking;
 
 use super::error::{ApiError, Code};
@@ -21,7 +23,12 @@ pub(super) async fn tokenising<T: Send + 'static>(
         return Ok(work());
     }
     // Bounded, because the pool also loads models and grows to hundreds of threads.
-    let _place = app.tokenising.acquire().await;
-    let done = spawn_blocking(work).await;
+    // The work keeps its place, as it goes on where its client has left.
+    let place = Arc::clone(&app.tokenising).acquire_owned().await;
+    let done = spawn_blocking(move || {
+        let _place = place;
+        work()
+    })
+    .await;
     done.map_err(|panic| ApiError::new(Code::ModelFailed, format!("the tokenizer failed: {panic}")))
 }

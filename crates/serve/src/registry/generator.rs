@@ -87,7 +87,8 @@ fn context(source: &Source, decoder: &LoadedDecoder) -> Result<u32, String> {
     Ok(u32::try_from(asked).unwrap_or(u32::MAX))
 }
 
-/// Blocks of the cache: what its memory holds, and no more than can ever be in use.
+/// Blocks of the cache: what its memory holds; where none is set, no more than can ever be in use, and half of what is
+/// free, as steps need memory too.
 fn blocks(source: &Source, decoder: &LoadedDecoder, context: u32, device: Device) -> Result<u32, String> {
     let continuous = &source.settings.batching.continuous;
     let bytes_per_block = decoder.bytes_per_block(continuous.block_size as usize).max(1) as u64;
@@ -118,7 +119,7 @@ fn blocks(source: &Source, decoder: &LoadedDecoder, context: u32, device: Device
     u32::try_from(blocks).map_err(|_| format!("a KV cache of {memory} bytes has too many blocks"))
 }
 
-/// Runs a prompt and a token after it, so that the first request waits for nothing that is done once.
+/// Runs a prompt and a token after it, so that what cannot run fails before it is asked.
 fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
     let tokens = runner.cache_size().block_size.min(16) - 1;
     let work = |start: usize, tokens: usize| Work {

@@ -43,6 +43,17 @@ impl Pieces {
         Ok(pieces)
     }
 
+    /// Whether each byte is a token, so that nothing is left without one.
+    pub(super) fn has_all_bytes(&self) -> bool {
+        let mut found = [false; 256];
+        for id in 0..self.ends.len() {
+            if let &[byte] = self.bytes(u32::try_from(id).unwrap_or(u32::MAX)) {
+                found[usize::from(byte)] = true;
+            }
+        }
+        found.iter().all(|&found| found)
+    }
+
     /// Bytes of the longest token.
     pub(super) fn longest(&self) -> usize {
         let starts = std::iter::once(&0).chain(&self.ends);
@@ -71,11 +82,6 @@ pub(super) struct Decoding {
 }
 
 impl Decoding {
-    /// Whether there are tokens for all bytes, and so none for what is not known, however long that is.
-    pub(super) fn spells_bytes(&self) -> bool {
-        self.alphabet.is_some() || self.byte_tokens
-    }
-
     /// Reads the decoder of the tokenizer.json at `path`.
     pub(super) fn new(decoder: Option<&DecoderWrapper>, path: &Path) -> Result<Self, CheckpointError> {
         let mut steps = Vec::new();

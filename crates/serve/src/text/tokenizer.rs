@@ -19,6 +19,8 @@ pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     decoding: Decoding,
     pieces: Pieces,
+    /// Bytes of the longest token, where every text is spelled by tokens.
+    longest: Option<usize>,
     /// Tokens by id, as the vocabulary spells them; `None` where an id is left out.
     tokens: Vec<Option<String>>,
     special: HashSet<u32>,
@@ -46,10 +48,12 @@ impl Tokenizer {
         let decoding = Decoding::new(tokenizer.get_decoder(), &path)?;
         let pieces = Pieces::new(&tokens, &decoding, &path)?;
         let added = tokenizer.get_added_tokens_decoder();
+        let swallows = added.values().any(|token| token.lstrip || token.rstrip);
+        let longest = (!swallows && pieces.has_all_bytes()).then(|| pieces.longest());
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let config = read_optional(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let template = ChatTemplate::read(folder)?;
-        Ok(Self { tokenizer, decoding, pieces, tokens, special, config, template })
+        Ok(Self { tokenizer, decoding, pieces, longest, tokens, special, config, template })
     }
 
     /// The tokens of a text; `special`: with what the tokenizer puts around a text, as a token that begins it.
@@ -63,9 +67,10 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The most bytes of a text of so many tokens; `None` where one token may stand for any length.
+    /// The most bytes of a text of so many tokens; `None` where what is not known, or what a token swallows beside
+    /// it, may have any length.
     pub fn most_bytes(&self, tokens: u32) -> Option<usize> {
-        self.decoding.spells_bytes().then(|| self.pieces.longest().saturating_mul(tokens as usize))
+        Some(self.longest?.saturating_mul(tokens as usize))
     }
 
     /// The text of a list of tokens; bytes that are no character become U+FFFD.

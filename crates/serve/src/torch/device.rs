@@ -14,6 +14,7 @@ use crate::config::DeviceSpec;
 
 unsafe extern "C" {
     fn tfs_team_start(threads: i64, error: *mut c_char, capacity: usize) -> bool;
+    fn tfs_team_end();
 }
 
 /// A device that was asked for and is not there.
@@ -91,7 +92,7 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// Sets how many threads LibTorch uses for operators called from this thread.
+/// Sets how many threads LibTorch uses for operators called from this thread, and ends its team.
 ///
 /// Each calling thread has its own team of workers, so the sum over instances is what must stay
 /// within the cores.
@@ -102,6 +103,8 @@ pub fn set_threads(threads: usize) {
     // A thread's first operator takes over the number that any thread set last. Asking first gets that
     // over with; set before, this thread's own number would be lost.
     let _ = tch::get_num_threads();
+    // SAFETY: takes no pointer; waits for threads that are asleep.
+    unsafe { tfs_team_end() };
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 

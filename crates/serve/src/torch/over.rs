@@ -52,7 +52,7 @@ impl ScalarType {
             Kind::Half => Ok(Self(5)),
             Kind::Float => Ok(Self(6)),
             Kind::BFloat16 => Ok(Self(15)),
-            other => Err(TchError::Kind(format!("{other:?} is not mapped"))),
+            other => Err(TchError::Kind(format!("{other:?} is no type of weights"))),
         }
     }
 }

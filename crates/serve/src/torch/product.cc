@@ -210,6 +210,10 @@ void multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* b
   const auto* biases = optional_floats(bias, outputs * (gated ? 2 : 1), "bias");
   const bool wide = out.scalar_type() == at::kFloat;
   check_out(out, {rows, outputs}, wide ? at::kFloat : x.scalar_type());
+  // Rows of x are read in turns, and those of out written between.
+  TORCH_CHECK(!out.is_alias_of(x), "a product cannot be written over what it is of");
+  const auto* weights = static_cast<const char*>(packed.const_data_ptr());
+  auto* results = static_cast<char*>(out.mutable_data_ptr());
   const auto element = element_of(x);
   const auto prepare = kernels(instruction_set).prepare[quantized][element];
   const auto kernel = kernels(instruction_set).multiply[quantized][element];
@@ -242,14 +246,14 @@ void multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* b
       task.operands = operands + row * operand;
       task.rows = std::min(cached, count - row);
       task.inputs = layout.inputs;
-      task.panel = static_cast<const char*>(packed.const_data_ptr()) + panel * layout.panel_bytes();
+      task.panel = weights + panel * layout.panel_bytes();
       task.bias = biases == nullptr ? nullptr : biases + column;
       task.gated_bias = biases == nullptr ? nullptr : biases + outputs + column;
       task.activation = static_cast<Activation>(activation);
       task.gated = gated;
       task.wide = wide;
       task.add = add;
-      task.out = static_cast<char*>(out.mutable_data_ptr()) + offset;
+      task.out = results + offset;
       task.stride = outputs;
       task.columns = std::min(layout.columns(), outputs - column);
       kernel(task);

@@ -1,13 +1,15 @@
-// The threads behind team.h. Its extern function is called from device.rs only.
+// The threads behind team.h. Its extern functions are called from device.rs only.
 
 #include "team.h"
 
 #include <ATen/Parallel.h>
+#include <omp.h>
 
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "guard.h"
@@ -45,23 +47,27 @@ T changed(const std::atomic<T>& value, T before) {
 class Team {
  public:
   explicit Team(int64_t threads) {
-    for (uint32_t i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i); });
+    helpers_.reserve(threads - 1);
+    try {
+      for (uint32_t i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i); });
+    } catch (...) {  // no more threads to be had
+      end();
+      throw;
+    }
   }
 
-  ~Team() {
-    ended_ = true;
-    begin(kMost);
-    for (auto& helper : helpers_) helper.join();
-  }
+  ~Team() { end(); }
 
   int64_t size() const { return static_cast<int64_t>(helpers_.size()) + 1; }
 
   void run(int64_t threads, c10::function_ref<void()> work) {
+    TORCH_CHECK(work_ == nullptr, "work of a team cannot share work in its turn");
     work_ = &work;
     working_.store(static_cast<int32_t>(threads - 1), std::memory_order_relaxed);
     begin(static_cast<uint32_t>(threads));
     attempt();
     for (int32_t left = working_.load(std::memory_order_acquire); left > 0;) left = changed(working_, left);
+    work_ = nullptr;
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
@@ -69,6 +75,12 @@ class Team {
   static constexpr uint32_t kMost = 1023;
 
  private:
+  void end() {
+    ended_ = true;
+    begin(kMost);
+    for (auto& helper : helpers_) helper.join();
+  }
+
   // A round is a number and how many threads it is for, in one word: a helper it is not for may miss it, and must
   // not read of one round what is of the next.
   void begin(uint32_t threads) {
@@ -119,13 +131,20 @@ void run_on_team(int64_t threads, c10::function_ref<void()> work) {
 
 extern "C" {
 
+void tfs_team_end();
+
 // From here on kernels of the calling thread have helpers of their own, and LibTorch's operators run on it alone.
 bool tfs_team_start(int64_t threads, char* error, size_t capacity) {
+  using trustformers::Team;
   return trustformers::done_or_error(error, capacity, [&] {
-    at::set_num_threads(1);
-    trustformers::team.reset();
-    trustformers::team = std::make_unique<trustformers::Team>(std::clamp<int64_t>(threads, 1, trustformers::Team::kMost));
+    tfs_team_end();
+    trustformers::team = std::make_unique<Team>(std::clamp<int64_t>(threads, 1, Team::kMost));
+    // Of this thread only: at::set_num_threads would tell all threads that begin later.
+    omp_set_num_threads(1);
   });
 }
+
+// From here on LibTorch's helpers are those of the kernels too.
+void tfs_team_end() { trustformers::team.reset(); }
 
 }

@@ -16,7 +16,7 @@ int64_t team_size();
 // What one throws is thrown here.
 void run_on_team(int64_t threads, c10::function_ref<void()> work);
 
-// Runs body(i) for all i of [0, tasks) in no order, on at most so many threads.
+// Runs body(i) for all i of [0, tasks) in no order, on at most so many threads. A body shares nothing in its turn.
 template <class Body>
 void share(int64_t tasks, int64_t most_threads, const Body& body) {
   std::atomic<int64_t> next{0};

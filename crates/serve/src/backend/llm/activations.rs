@@ -7,6 +7,8 @@ use super::config::DecoderConfig;
 /// A step's activations, a row for each token. On a CPU they lie in memory that the next step uses again; elsewhere
 /// they are empty until something is put in.
 pub(super) struct Activations {
+    /// `[rows, hidden]`: what layers add to.
+    pub(super) states: Tensor,
     /// `[rows, hidden]`, normed for what follows.
     pub(super) normed: Tensor,
     /// `[rows, (heads + 2 * kv_heads) * head_dim]`: queries, keys and values side by side.
@@ -27,14 +29,15 @@ pub(super) struct Workspace {
 
 impl Activations {
     fn none() -> Self {
-        let [normed, projections, queries, mixed, wide] = std::array::from_fn(|_| Tensor::new());
-        Self { normed, projections, queries, mixed, wide }
+        let [states, normed, projections, queries, mixed, wide] = std::array::from_fn(|_| Tensor::new());
+        Self { states, normed, projections, queries, mixed, wide }
     }
 
     fn new(rows: i64, config: &DecoderConfig, kind: Kind) -> Result<Self, TchError> {
         let of = |width: i64, kind: Kind| Tensor::f_empty([rows, width], (kind, Device::Cpu));
         let heads = config.heads * config.head_dim;
         Ok(Self {
+            states: of(config.hidden, kind)?,
             normed: of(config.hidden, kind)?,
             projections: of(heads + 2 * config.kv_heads * config.head_dim, kind)?,
             queries: of(heads, Kind::Float)?,
@@ -47,6 +50,7 @@ impl Activations {
     pub(super) fn first(&self, rows: i64) -> Result<Self, TchError> {
         let of = |all: &Tensor| if all.defined() { all.f_narrow(0, 0, rows) } else { Ok(Tensor::new()) };
         Ok(Self {
+            states: of(&self.states)?,
             normed: of(&self.normed)?,
             projections: of(&self.projections)?,
             queries: of(&self.queries)?,
@@ -78,5 +82,30 @@ impl Workspace {
             *self = Self { rows, all: Activations::new(rows, config, kind)? };
         }
         self.all.first(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn steps_use_the_same_memory_until_one_is_larger() {
+        let tinylm = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/tinylm");
+        let config = super::super::read(&tinylm).unwrap().decoder;
+        let mut workspace = Workspace::new();
+        let mut step = |rows: i64| {
+            let of = workspace.activations(rows, &config, Kind::BFloat16, Device::Cpu).unwrap();
+            let all = [&of.states, &of.normed, &of.projections, &of.queries, &of.mixed, &of.wide];
+            assert!(all.iter().all(|tensor| tensor.size()[0] == rows));
+            all.map(Tensor::data_ptr)
+        };
+        let first = step(8);
+        assert_eq!(step(3), first);
+        assert_eq!(step(8), first);
+        let larger = step(4096);
+        assert_eq!(step(5), larger);
     }
 }

@@ -77,44 +77,45 @@ impl Decoder {
         };
         let long = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let (rows, sampled) = (long(batch.tokens.len()), long(batch.sampled.len()));
-        let mut x = self.embed(batch)?;
         let mut of = workspace.activations(rows, &self.config, self.kind, self.device)?;
+        self.embed(batch, &mut of.states)?;
         let step = self.step_attention(batch, means)?;
         let mut gathered = 0;
         let last = self.layers.len().saturating_sub(1);
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.attention_norm.forward(&x, &mut of.normed, instructions)?;
+            layer.attention_norm.forward(&of.states, &mut of.normed, instructions)?;
             layer.qkv.forward(&of.normed, &mut of.projections, instructions)?;
             let (attention, pages) = (&self.config.layers[index], &mut cache.layers[index]);
             gathered += step.forward(&mut of, attention, layer.head_norms.as_ref(), pages)?;
             if index == last && sampled < rows {
                 // From here on rows do not meet: those without logits have done their part.
                 let indices = Tensor::f_from_slice(&batch.sampled)?.f_to_device(self.device)?;
+                let states = of.states.f_index_select(0, &indices)?;
                 let mixed = of.mixed.f_index_select(0, &indices)?;
-                x = x.f_index_select(0, &indices)?;
-                of = Activations { mixed, ..of.first(sampled)? };
+                of = Activations { states, mixed, ..of.first(sampled)? };
             }
-            layer.attention_output.forward_add(&of.mixed, &mut x, instructions)?;
-            layer.perceptron_norm.forward(&x, &mut of.normed, instructions)?;
+            layer.attention_output.forward_add(&of.mixed, &mut of.states, instructions)?;
+            layer.perceptron_norm.forward(&of.states, &mut of.normed, instructions)?;
             layer.up.forward(&of.normed, &mut of.wide, instructions)?;
-            layer.down.forward_add(&of.wide, &mut x, instructions)?;
+            layer.down.forward_add(&of.wide, &mut of.states, instructions)?;
         }
-        self.norm.forward(&x, &mut of.normed, instructions)?;
-        let mut logits = Tensor::f_empty([sampled, self.config.vocabulary], (Kind::Float, self.device))?;
-        self.head.forward(&of.normed, &mut logits, instructions)?;
-        Ok((logits.f_to_kind(Kind::Float)?, gathered))
+        self.norm.forward(&of.states, &mut of.normed, instructions)?;
+        Ok((self.head.forward_wide(&of.normed, instructions)?, gathered))
     }
 
-    fn embed(&self, batch: &Batch) -> Result<Tensor, TchError> {
-        let rows = |table: &Tensor, indices: &[i64]| {
-            let indices = Tensor::f_from_slice(indices)?.f_to_device(self.device)?;
-            table.f_index_select(0, &indices)?.f_to_kind(self.kind)
-        };
-        let tokens = rows(&self.tokens, &batch.tokens)?;
-        match &self.positions {
-            Some(table) => tokens.f_add(&rows(table, &batch.positions)?),
-            None => Ok(tokens),
+    fn embed(&self, batch: &Batch, states: &mut Tensor) -> Result<(), TchError> {
+        let indices = |of: &[i64]| Tensor::f_from_slice(of)?.f_to_device(self.device);
+        let tokens = indices(&batch.tokens)?;
+        if states.defined() && self.tokens.kind() == self.kind {
+            drop(self.tokens.f_index_select_out(states, 0, &tokens)?);
+        } else {
+            *states = self.tokens.f_index_select(0, &tokens)?.f_to_kind(self.kind)?;
         }
+        if let Some(table) = &self.positions {
+            let places = table.f_index_select(0, &indices(&batch.positions)?)?;
+            drop(states.f_add_(&places.f_to_kind(self.kind)?)?);
+        }
+        Ok(())
     }
 
     fn step_attention<'a>(&self, batch: &'a Batch, means: Means) -> Result<StepAttention<'a>, TchError> {

@@ -9,10 +9,9 @@
 //!   the GPU), their file pages given back.
 //!
 //! Code map: [`config`] describes a decoder and [`families`] say how a config.json maps to that, [`rotary`] and
-//! [`names`] with them; [`generation`] and [`json`] read files, [`weights`] maps the checkpoint and [`loader`] reads
-//! it by role; [`step`] lays a step out, [`decoder`] computes it with [`projection`], [`attention`] and [`norm`]
-//! over [`cache`];
-//! [`runner`] is what others call.
+//! [`names`] with them; [`generation`] and [`json`] read files, and [`loader`] reads the checkpoint by role;
+//! [`step`] lays a step out, [`decoder`] computes it with [`projection`], [`attention`] and [`norm`] in
+//! [`activations`] and over [`cache`]; [`runner`] is what others call, and [`error`] what it says.
 
 mod activations;
 mod attention;

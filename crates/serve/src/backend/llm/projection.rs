@@ -43,7 +43,10 @@ impl Projection {
         }
         let placed = |weight: &Tensor| weight.f_to_kind(kind)?.f_to_device(device);
         let placed = weights.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::Operators(Linear::new(Tensor::f_cat(&placed, 0)?.f_contiguous()?, bias)?, finish))
+        // One alone is not copied before it is packed.
+        let all = if let [one] = &placed[..] { one.shallow_clone() } else { Tensor::f_cat(&placed, 0)? };
+        drop(placed);
+        Ok(Self::Operators(Linear::new(all.f_contiguous()?, bias)?, finish))
     }
 
     /// `x` `[rows, inputs]` to `out` `[rows, outputs]`: in its memory, and in its type, where kernels of ours do it.
@@ -63,7 +66,19 @@ impl Projection {
         Ok(())
     }
 
-    /// The same, added to what `out` has. Only for sums that nothing else is done to.
+    /// `x` `[rows, inputs]` to `[rows, outputs]` in `f32`, in memory of its own.
+    pub(super) fn forward_wide(&self, x: &Tensor, instructions: InstructionSet) -> Result<Tensor, TchError> {
+        let mut out = match self {
+            Self::Kernels(product) => {
+                Tensor::f_empty([x.size()[0], product.outputs()], (Kind::Float, Device::Cpu))?
+            }
+            Self::Operators(..) => Tensor::new(),
+        };
+        self.forward(x, &mut out, instructions)?;
+        out.f_to_kind(Kind::Float)
+    }
+
+    /// As `forward`, added to what `out` has. Only for sums that nothing else is done to.
     pub(super) fn forward_add(
         &self,
         x: &Tensor,

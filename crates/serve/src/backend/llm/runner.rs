@@ -33,7 +33,7 @@ pub struct LlmOptions {
     pub dtype: Option<DType>,
     /// What weights become when they are loaded; `None` for the type computed with.
     pub quantization: Option<Quantization>,
-    /// LibTorch's threads.
+    /// Threads that load and run it.
     pub threads: usize,
 }
 
@@ -74,6 +74,7 @@ pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
         .into());
     }
     let _turnover = Turnover::begin();
+    device::set_threads(options.threads);
     let _inference = InferenceMode::enter();
     let target = Target { device: options.device, kind, quantized: options.quantization.is_some() };
     let decoder = Decoder::load(&checkpoint, &config, target)?;
@@ -190,7 +191,7 @@ impl Runner {
     ///
     /// # Errors
     /// When a work does not fit the model or the cache, memory is wanting, or LibTorch fails. Refused works have
-    /// changed nothing; copies are done in any case but their own error.
+    /// changed nothing; copies are done in any case but their own error, or where no threads can be had.
     pub fn step(&mut self, work: &[Work], copies: &[(BlockId, BlockId)]) -> Result<Tensor, BackendError> {
         let CacheSize { blocks, block_size } = self.cache.size;
         let (vocabulary, context) = (self.decoder.config.vocabulary, self.decoder.config.context);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::chat_reply::Chats;
 use super::chat_request::{ChatCall, Conversation};
 use super::prompts::{Prompt, into_ids};
-use super::{Question, events, generating_model, generator};
+use super::{Question, events, generating_model, generator, refuse_early};
 use crate::app::App;
 use crate::generation::Generator;
 use crate::http::body::{self, Asked};
@@ -44,6 +44,7 @@ async fn chat(
     let running = ready(version)?;
     let generator = generator(version, &running)?;
     let ChatCall { conversation, logprobs, options, .. } = call;
+    refuse_early(generator, 1, &options, "messages")?;
     let prompt = conversation.into_ids(app, version, generator, options.add_special_tokens).await?;
     let question = Question {
         prompts: vec![Prompt::Ids(prompt)],

@@ -15,7 +15,7 @@ use super::options::Options;
 use super::prompts::Prompt;
 use super::reply::stop_reason;
 use super::texts::{Update, Usage};
-use super::{Question, generating_model, generator};
+use super::{Question, generating_model, generator, refuse_early};
 use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
 use crate::http::body::{self, Asked};
@@ -51,7 +51,7 @@ pub(in crate::http) async fn stream(
     let version = generating_model(&app, model.as_deref())?;
     let result = async {
         let field = begin.field();
-        let prompts = begin.into_prompts(&app, &version, options.add_special_tokens).await?;
+        let prompts = begin.into_prompts(&app, &version, &options).await?;
         let (usual_tokens, options) = (USUAL_TOKENS, &options);
         let question = Question { prompts, field, echo: false, logprobs: None, usual_tokens, options };
         let (texts, _) = question.put(&app, &version, &asked).await?;
@@ -88,13 +88,16 @@ impl Begin {
         self,
         app: &App,
         version: &Version,
-        special: Option<bool>,
+        options: &Options,
     ) -> Result<Vec<Prompt>, ApiError> {
+        let field = self.field();
         match self {
             Self::Prompts(prompts) => Ok(prompts),
             Self::Chat(conversation) => {
                 let running = ready(version)?;
-                let ids = conversation.into_ids(app, version, generator(version, &running)?, special);
+                let generator = generator(version, &running)?;
+                refuse_early(generator, 1, options, field)?;
+                let ids = conversation.into_ids(app, version, generator, options.add_special_tokens);
                 Ok(vec![Prompt::Ids(ids.await?)])
             }
         }

@@ -147,9 +147,7 @@ impl Question<'_> {
             arrived: asked.arrived,
         };
         let count = self.prompts.len();
-        check_texts(count, self.options.best_of)?;
-        let early = generator.engine.refuse_early(count, 0, self.options.best_of);
-        early.map_err(|refused| texts::explain(&refused, self.field))?;
+        refuse_early(generator, count, self.options, self.field)?;
         let special = self.options.add_special_tokens.unwrap_or(true);
         let spelled: Vec<_> = self.prompts.iter().filter(|_| self.echo).map(Prompt::text).collect();
         let prompts = prompts::into_ids(self.prompts, app, generator, special).await?;
@@ -166,6 +164,18 @@ impl Question<'_> {
 
 /// Most texts of one request, over all of its prompts.
 const MOST_TEXTS: usize = 4096;
+
+/// Refuses prompts, which stand in `field`, that could not be admitted now, before anything is made of them.
+fn refuse_early(
+    generator: &Generator,
+    prompts: usize,
+    options: &Options,
+    field: &'static str,
+) -> Result<(), ApiError> {
+    check_texts(prompts, options.best_of)?;
+    let early = generator.engine.refuse_early(prompts, 0, options.best_of);
+    early.map_err(|refused| texts::explain(&refused, field))
+}
 
 fn check_texts(prompts: usize, each: u32) -> Result<(), ApiError> {
     let texts = prompts * each as usize;

@@ -87,7 +87,9 @@ pub(in crate::http) async fn into_ids(
         && let Some(bytes) = prompts.iter().map(Prompt::bytes).find(|&bytes| bytes > most)
     {
         let context = generator.context;
-        let message = format!("the prompt has {bytes} bytes; the model's context is {context} tokens");
+        let message = format!(
+            "the prompt has {bytes} bytes; the model's context is {context} tokens, which have {most} bytes at most"
+        );
         return Err(ApiError::beyond_context("prompt", message));
     }
     let all = encode(app, &generator.tokenizer, prompts, special).await?;
