@@ -51,7 +51,7 @@ fn fields_that_mean_nothing_are_refused_by_name() {
         (json!({ "best_of": 0 }), "\"best_of\" is 0"),
         (json!({ "min_tokens": -1 }), "\"min_tokens\" is -1"),
         (json!({ "logprobs": -1 }), "\"logprobs\" is -1"),
-        (json!({ "timeout_ms": 0 }), "timeout_ms"),
+        (json!({ "timeout_ms": -1 }), "\"timeout_ms\" is -1"),
         (json!({ "stop": stops }), "\"stop\" has 1000 texts; at most 64 will do"),
         (json!({ "stop_token_ids": vec![5; 300] }), "\"stop_token_ids\" has 300 ids; at most 256 will do"),
         (json!({ "stop": [""] }), "a text of \"stop\" has 0 bytes; 1 to 1024 will do"),
