@@ -1,14 +1,12 @@
-//! A language model's thread, and the side of it that callers see.
+//! A language model's thread.
 
 use std::io;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::Value;
-use tokio::sync::mpsc;
 use trustformers_batching::breaker::Breaker;
 use trustformers_batching::continuous::{
     Admitted, ContinuousConfig, Deadlines, End, Ended, Refusal, Request, RequestId, Scheduled, Scheduler,
@@ -17,6 +15,7 @@ use trustformers_batching::continuous::{
 use trustformers_batching::queue::Total;
 use trustformers_batching::{BreakerConfig, Clock, MonotonicClock, Rejection, Ticket, Time};
 
+use super::generating::Generating;
 use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
 use super::seats::{Mail, Seats, Use};
@@ -33,7 +32,7 @@ pub struct Engine {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
     /// Something was submitted, or the model is taken away.
     work: Condvar,
@@ -51,16 +50,6 @@ struct State {
     stall_after: Duration,
     /// All has ended but the step that runs.
     closed: bool,
-}
-
-/// A request that generates: its events, and its place, which is given up when this is dropped.
-pub struct Generating {
-    events: mpsc::Receiver<GenerationEvent>,
-    shared: Weak<Shared>,
-    admitted: Admitted,
-    /// Texts that have not ended.
-    open: Vec<u32>,
-    cached_tokens: u32,
 }
 
 /// When an engine is left alone, and what counts as stalled.
@@ -134,11 +123,10 @@ impl Engine {
         let now = self.shared.clock.now();
         let mut state = self.shared.state.lock();
         let admitted = state.admit(now, &request).map_err(|refusal| self.refused(&state, refusal))?;
-        let open = (0..request.choices).collect();
         let events = state.seats.add(now, admitted, &request, samplers);
         drop(state);
         self.shared.work.notify_one();
-        Ok(Generating { events, shared: Arc::downgrade(&self.shared), admitted, open, cached_tokens: 0 })
+        Ok(Generating::new(events, Arc::downgrade(&self.shared), admitted, request.choices))
     }
 
     fn refused(&self, state: &State, refusal: Refusal) -> Box<Refused> {
@@ -221,57 +209,6 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.abort();
         self.join();
-    }
-}
-
-impl Generating {
-    /// The next that happens; `None` after the ends of all texts. Each has one, also where the engine is gone
-    /// without a word.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
-        if self.open.is_empty() {
-            return Poll::Ready(None);
-        }
-        let event = match ready!(self.events.poll_recv(context)) {
-            Some(event) => Some(event),
-            None => self.open.first().map(|&choice| GenerationEvent::Ended {
-                choice,
-                how: Finish::Failed("the model is gone".to_owned()),
-                cached_tokens: self.cached_tokens,
-            }),
-        };
-        if let Some(GenerationEvent::Ended { choice, cached_tokens, .. }) = event {
-            self.ended(choice, cached_tokens);
-        }
-        Poll::Ready(event)
-    }
-
-    fn ended(&mut self, choice: u32, cached_tokens: u32) {
-        self.open.retain(|&other| other != choice);
-        self.cached_tokens = cached_tokens;
-    }
-
-    /// Tokens of the prompt that had been computed for others; known when a text has ended.
-    pub fn cached_tokens(&self) -> u32 {
-        self.cached_tokens
-    }
-
-    /// Ends one text that has begun: its caller has enough of it. Nothing more is said of it.
-    pub fn stop(&mut self, choice: u32) {
-        let sequence = self.admitted.sequences().nth(choice as usize);
-        let (Some(shared), Some(sequence)) = (self.shared.upgrade(), sequence) else { return };
-        if let Some(ended) = shared.stop(sequence) {
-            self.ended(choice, ended.cached_tokens);
-        }
-    }
-}
-
-impl Drop for Generating {
-    fn drop(&mut self) {
-        if !self.open.is_empty()
-            && let Some(shared) = self.shared.upgrade()
-        {
-            shared.cancel(self.admitted);
-        }
     }
 }
 
@@ -480,7 +417,7 @@ impl Shared {
     }
 
     /// Ends a sequence whose text met a stop string; `None` where it has ended by itself. Its caller knows.
-    fn stop(&self, sequence: SequenceId) -> Option<Ended> {
+    pub(super) fn stop(&self, sequence: SequenceId) -> Option<Ended> {
         let now = self.clock.now();
         let mut state = self.state.lock();
         let ended = state.scheduler.stop_sequence(now, sequence)?;
@@ -488,7 +425,7 @@ impl Shared {
         Some(ended)
     }
 
-    fn cancel(&self, admitted: Admitted) {
+    pub(super) fn cancel(&self, admitted: Admitted) {
         let now = self.clock.now();
         let mut state = self.state.lock();
         state.scheduler.cancel(now, admitted.request);
@@ -513,42 +450,5 @@ impl Shared {
         drop(state);
         self.work.notify_one();
         mail.into_iter().for_each(Mail::send);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::task::Waker;
-
-    use trustformers_batching::{ClientId, Priority};
-
-    use super::*;
-
-    #[test]
-    fn texts_whose_engine_is_gone_without_a_word_have_failed() {
-        let mut scheduler = Scheduler::new(ContinuousConfig::default());
-        let request = Request {
-            prompt: vec![1],
-            max_tokens: 4,
-            sequences: 2,
-            priority: Priority::Normal,
-            client: ClientId::default(),
-            salt: None,
-            scores_prompt: false,
-            deadlines: Deadlines::default(),
-        };
-        let admitted = scheduler.submit(Time::ZERO, request).unwrap();
-        let (engine, events) = mpsc::channel(4);
-        let end = GenerationEvent::Ended { choice: 0, how: Finish::Stopped, cached_tokens: 0 };
-        engine.try_send(end.clone()).unwrap();
-        drop(engine);
-        let open = vec![0, 1];
-        let mut generating = Generating { events, shared: Weak::new(), admitted, open, cached_tokens: 0 };
-        let mut context = Context::from_waker(Waker::noop());
-        assert_eq!(generating.poll_next(&mut context), Poll::Ready(Some(end)));
-        let how = Finish::Failed("the model is gone".to_owned());
-        let gone = GenerationEvent::Ended { choice: 1, how, cached_tokens: 0 };
-        assert_eq!(generating.poll_next(&mut context), Poll::Ready(Some(gone)));
-        assert_eq!(generating.poll_next(&mut context), Poll::Ready(None));
     }
 }

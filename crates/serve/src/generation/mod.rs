@@ -5,12 +5,13 @@
 //! - The engine's thread waits for no caller, makes no text of tokens and writes to no socket.
 //! - Every sequence that was admitted is told of exactly one end, or its caller left.
 //!
-//! Code map: [`request`] is what is asked and answered, [`engine`] the thread and its callers' side, `seats` who is
-//! generating what, `steps` runs a plan and isolates what fails, [`sampling`] draws tokens from logits,
+//! Code map: [`request`] is what is asked and answered, [`engine`] the thread, [`generating`] its callers' side,
+//! `seats` who is generating what, `steps` runs a plan and isolates what fails, [`sampling`] draws tokens from logits,
 //! [`choice`] makes a text of its tokens, [`insight`] and [`trace`] show what happened.
 
 pub mod choice;
 pub mod engine;
+pub mod generating;
 pub mod insight;
 pub mod request;
 pub mod sampling;

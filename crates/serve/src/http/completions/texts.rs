@@ -12,7 +12,7 @@ use trustformers_batching::continuous::{End, Refusal};
 use super::options::Options;
 use crate::generation::Generator;
 use crate::generation::choice::{Choice, Delta};
-use crate::generation::engine::Generating;
+use crate::generation::generating::Generating;
 use crate::generation::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use crate::generation::sampling::{Logprobs, Sampling};
 use crate::http::error::{ApiError, Code};
