@@ -87,6 +87,10 @@ class AutobatchedMethod(Generic[S, T, R]):
         """The result of `item` for `instance`."""
         return self.batcher.run(item, self._function.__get__(instance))
 
+    def __reduce__(self) -> str:
+        """As a function is: by its name."""
+        return self.__qualname__
+
     def __repr__(self) -> str:
         """The function's own."""
         return f"<autobatch {self._function!r}>"
@@ -94,9 +98,7 @@ class AutobatchedMethod(Generic[S, T, R]):
 
 class _Decorator(Protocol):
     @overload
-    def __call__(
-        self, function: Callable[[list[T]], Sequence[R | Exception]], /
-    ) -> Autobatched[T, R]: ...
+    def __call__(self, function: Callable[[list[T]], Sequence[R | Exception]], /) -> Autobatched[T, R]: ...
     @overload
     def __call__(
         self, function: Callable[[S, list[T]], Sequence[R | Exception]], /

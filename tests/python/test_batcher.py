@@ -1,0 +1,609 @@
+"""`Batcher`: what each caller gets, what happens at a full queue, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import pickle
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import trustformers_serve as ts
+
+PATIENCE = 20.0
+HOUR_MS = 3_600_000.0
+
+
+def double(items: list[int]) -> list[int]:
+    return [item * 2 for item in items]
+
+
+class Held:
+    """An executor that says what it was given and waits to be let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.entered.release()
+        assert self.go.acquire(timeout=PATIENCE)
+        return double(items)
+
+    def wait_entered(self) -> None:
+        assert self.entered.acquire(timeout=PATIENCE)
+
+    def let_go(self, batches: int = 100) -> None:
+        self.go.release(batches)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def batcher() -> Iterator[ts.Batcher]:
+    with ts.Batcher(max_batch=8, max_wait_ms=2) as batcher:
+        yield batcher
+
+
+def test_one_item_alone_is_answered_after_its_window(batcher: ts.Batcher) -> None:
+    assert batcher.run(21, double) == 42
+
+
+def test_a_thousand_threads_get_exactly_their_own_results() -> None:
+    def call(index: int) -> bool:
+        return all(batcher.run(index * 10 + turn, double) == (index * 10 + turn) * 2 for turn in range(5))
+
+    with ts.Batcher() as batcher:
+        with ThreadPoolExecutor(1000) as threads:
+            assert all(threads.map(call, range(1000)))
+        metrics = batcher.metrics()
+    assert metrics.items == 5000
+    assert metrics.avg_batch == 5000 / metrics.batches
+    assert 0 < metrics.p50_ms <= metrics.p99_ms
+
+
+def test_a_thousand_tasks_get_exactly_their_own_results() -> None:
+    async def call(index: int) -> bool:
+        results = [await batcher.arun(index * 10 + turn, double) for turn in range(5)]
+        return results == [(index * 10 + turn) * 2 for turn in range(5)]
+
+    async def main() -> list[bool]:
+        return await asyncio.gather(*(call(index) for index in range(1000)))
+
+    with ts.Batcher() as batcher:
+        assert all(asyncio.run(main()))
+        assert batcher.metrics().items == 5000
+
+
+def test_a_thousand_futures_get_exactly_their_own_results() -> None:
+    with ts.Batcher() as batcher:
+        futures = [batcher.submit(item, double) for item in range(1000)]
+        assert [future.result(PATIENCE) for future in futures] == [item * 2 for item in range(1000)]
+
+
+def test_a_full_batch_does_not_wait_for_its_window() -> None:
+    with ts.Batcher(max_batch=4, max_wait_ms=HOUR_MS) as batcher:
+        futures = [batcher.submit(item, double) for item in range(8)]
+        assert [future.result(PATIENCE) for future in futures] == [item * 2 for item in range(8)]
+        assert batcher.metrics().batches == 2
+
+
+def test_map_keeps_the_order_and_takes_any_iterable(batcher: ts.Batcher) -> None:
+    assert batcher.map((item for item in range(3000)), double) == [item * 2 for item in range(3000)]
+    assert batcher.map([], double) == []
+
+
+def test_map_shows_progress_on_standard_error(batcher: ts.Batcher, capfd: pytest.CaptureFixture[str]) -> None:
+    def slow(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        return double(items)
+
+    assert len(batcher.map(range(200), slow, progress=True)) == 200
+    text = capfd.readouterr().err
+    assert "200 of 200 items" in text
+    assert text.count("\r") > 1
+    assert text.endswith("\n")
+    batcher.map(iter(range(3)), double, progress=True)
+    assert "3 items," in capfd.readouterr().err
+
+
+def test_map_raises_the_first_failure_or_puts_it_among_the_results(batcher: ts.Batcher) -> None:
+    def fussy(items: list[int]) -> list[int | Exception]:
+        return [ValueError(item) if item % 50 == 7 else item for item in items]
+
+    taken: list[int] = []
+    with pytest.raises(ValueError, match="^7$"):
+        batcher.map((taken.append(item) or item for item in range(100_000)), fussy)
+    assert len(taken) < 100_000
+    results = batcher.map(range(100), fussy, return_exceptions=True)
+    assert [str(result) for result in results if isinstance(result, ValueError)] == ["7", "57"]
+    assert [result for result in results if isinstance(result, int)] == [
+        item for item in range(100) if item % 50 != 7
+    ]
+
+
+def test_map_passes_on_what_its_iterable_raises(batcher: ts.Batcher) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    with pytest.raises(KeyError, match="source"):
+        batcher.map(broken(), double)
+    assert batcher.run(1, double) == 2
+
+
+def test_an_exception_among_the_results_fails_its_item_alone(batcher: ts.Batcher) -> None:
+    def fussy(items: list[int]) -> list[int | Exception]:
+        return [ValueError(f"no {item}") if item == 3 else item for item in items]
+
+    futures = [batcher.submit(item, fussy) for item in range(8)]
+    for item, future in enumerate(futures):
+        if item == 3:
+            with pytest.raises(ValueError, match="no 3"):
+                future.result(PATIENCE)
+        else:
+            assert future.result(PATIENCE) == item
+    with pytest.raises(ValueError, match="no 3"):
+        batcher.run(3, fussy)
+    with pytest.raises(ValueError, match="no 3"):
+        asyncio.run(batcher.arun(3, fussy))
+
+
+def test_a_stop_iteration_among_the_results_reaches_an_asyncio_caller(batcher: ts.Batcher) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(
+            batcher.arun(3, lambda items: [StopIteration(item) for item in items]), PATIENCE
+        )
+
+    with pytest.raises(ts.ExecutorError, match="StopIteration"):
+        asyncio.run(main())
+
+
+def test_different_executors_never_share_a_batch() -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def predict(self, items: list[int]) -> list[str]:
+            seen.append((self.name, list(items)))
+            return [self.name] * len(items)
+
+    one, other = Model("one"), Model("other")
+    with ts.Batcher(max_batch=8, max_wait_ms=HOUR_MS) as batcher:
+        # Every access makes another bound method; equal ones do share.
+        futures = [batcher.submit(item, (one if item % 2 else other).predict) for item in range(16)]
+        assert [future.result(PATIENCE) for future in futures] == ["other", "one"] * 8
+    assert sorted(seen) == [("one", list(range(1, 16, 2))), ("other", list(range(0, 16, 2)))]
+
+
+def nothing(items: list[int]) -> Any:
+    return None
+
+
+def generated(items: list[int]) -> Any:
+    return (item for item in items)
+
+
+def shorter(items: list[int]) -> Any:
+    return items[1:]
+
+
+def longer(items: list[int]) -> Any:
+    return [*items, 1]
+
+
+def text(items: list[int]) -> Any:
+    return "x" * len(items)
+
+
+def mapping(items: list[int]) -> Any:
+    return dict.fromkeys(range(len(items)))
+
+
+def raising(items: list[int]) -> Any:
+    raise ValueError("the reason")
+
+
+def exiting(items: list[int]) -> Any:
+    raise SystemExit(3)
+
+
+async def waiting(items: list[int]) -> list[int]:
+    return items
+
+
+def returns_coroutine(items: list[int]) -> Any:
+    return waiting(items)
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        (nothing, "nothing returned None for a batch of 4"),
+        (generated, "generated returned generator for a batch of 4"),
+        (shorter, "shorter returned 3 results for a batch of 4"),
+        (longer, "longer returned 5 results for a batch of 4"),
+        (text, "text returned str for a batch of 4"),
+        (mapping, "mapping returned dict for a batch of 4"),
+        (raising, "raising raised ValueError: the reason"),
+        (exiting, "exiting raised SystemExit: 3"),
+        (returns_coroutine, "returns_coroutine returned coroutine for a batch of 4"),
+    ],
+)
+def test_an_executor_that_fails_is_named_to_everyone_and_the_next_batch_runs(
+    executor: Any, message: str
+) -> None:
+    with ts.Batcher(max_batch=4, max_wait_ms=HOUR_MS) as batcher:
+        futures = [batcher.submit(item, executor) for item in range(4)]
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert all(isinstance(error, ts.ExecutorError) and message in str(error) for error in errors)
+        assert len({id(error) for error in errors}) == 4, "each its own, with a traceback of its own"
+        if executor is raising:
+            assert all(error is not None and isinstance(error.__cause__, ValueError) for error in errors)
+        futures = [batcher.submit(item, double) for item in range(4)]
+        assert [future.result(PATIENCE) for future in futures] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(("executor", "name"), [(waiting, "waiting"), (3, "3"), (None, "None")])
+def test_the_wrong_kind_of_executor_is_refused_before_anything_is_queued(
+    batcher: ts.Batcher, executor: Any, name: str
+) -> None:
+    for call in (batcher.run, batcher.submit, lambda item, executor: batcher.map([item], executor)):
+        with pytest.raises(TypeError, match=name):
+            call(1, executor)
+    with pytest.raises(TypeError, match=name):
+        asyncio.run(batcher.arun(1, executor))
+
+
+def test_rows_of_an_array_and_tuples_are_results(batcher: ts.Batcher) -> None:
+    def rows(items: list[int]) -> Any:
+        return np.array([[item, item] for item in items])
+
+    assert np.array_equal(batcher.run(3, rows), [3, 3])
+    assert batcher.run(3, tuple) == 3
+
+
+def test_an_executor_may_change_its_list(batcher: ts.Batcher) -> None:
+    def clearing(items: list[int]) -> list[int]:
+        results = double(items)
+        items.clear()
+        return results
+
+    assert batcher.map(range(20), clearing) == [item * 2 for item in range(20)]
+
+
+def test_drop_refuses_at_once_and_counts() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, backpressure="drop", max_queue=2) as batcher:
+        first = batcher.submit(0, held)
+        held.wait_entered()
+        queued = [batcher.submit(item, held) for item in (1, 2)]
+        for call in (batcher.run, batcher.submit):
+            with pytest.raises(ts.QueueFullError):
+                call(3, held)
+        with pytest.raises(ts.QueueFullError):
+            asyncio.run(batcher.arun(3, held))
+        held.let_go()
+        assert [future.result(PATIENCE) for future in (first, *queued)] == [0, 2, 4]
+        assert batcher.metrics().dropped == 3
+
+
+def test_passthrough_runs_alone_at_once() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, backpressure="passthrough", max_queue=1) as batcher:
+        futures: list[Future[int]] = [batcher.submit(0, held)]
+        held.wait_entered()
+        futures.append(batcher.submit(1, held))
+        assert batcher.run(2, double) == 4
+        assert batcher.submit(3, double).result(0) == 6
+        assert asyncio.run(batcher.arun(4, double)) == 8
+        with pytest.raises(ts.ExecutorError, match="raising raised ValueError"):
+            batcher.run(5, raising)
+        with pytest.raises(ts.ExecutorError, match="raising raised ValueError"):
+            batcher.submit(5, raising).result(0)
+        held.let_go()
+        assert [future.result(PATIENCE) for future in futures] == [0, 2]
+        assert batcher.metrics().items == 7
+
+
+def test_block_waits_for_a_place_in_order() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, max_queue=1) as batcher:
+        futures = [batcher.submit(0, held)]
+        held.wait_entered()
+        futures.append(batcher.submit(1, held))
+        order: list[int] = []
+        threads: list[threading.Thread] = []
+        for item in (2, 3, 4):
+            thread = threading.Thread(target=lambda item: order.append(batcher.run(item, held)), args=(item,))
+            thread.start()
+            threads.append(thread)
+            time.sleep(0.02)
+        submitter = threading.Thread(target=lambda: futures.append(batcher.submit(5, held)))
+        submitter.start()
+        time.sleep(0.02)
+        assert len(futures) == 2, "a submit waits for its place"
+        held.let_go()
+        for thread in [*threads, submitter]:
+            thread.join(PATIENCE)
+        assert [future.result(PATIENCE) for future in futures] == [0, 2, 10]
+        assert [items for items in held.batches] == [[item] for item in range(6)]
+        assert sorted(order) == [4, 6, 8]
+
+
+def test_asyncio_callers_wait_for_a_place_without_blocking_the_loop() -> None:
+    held = Held()
+
+    async def main() -> list[int]:
+        tasks = [asyncio.create_task(batcher.arun(item, held)) for item in range(50)]
+        await asyncio.sleep(0.01)
+        held.let_go()
+        return await asyncio.gather(*tasks)
+
+    with ts.Batcher(max_batch=2, max_wait_ms=1, max_queue=2) as batcher:
+        assert asyncio.run(main()) == [item * 2 for item in range(50)]
+
+
+def test_a_cancelled_future_never_runs_and_leaves_its_place() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, backpressure="drop", max_queue=1) as batcher:
+        running = batcher.submit(0, held)
+        held.wait_entered()
+        waiting = batcher.submit(1, held)
+        assert not running.cancel(), "it runs"
+        assert waiting.cancel()
+        after = batcher.submit(2, held)
+        held.let_go()
+        assert (running.result(PATIENCE), after.result(PATIENCE)) == (0, 4)
+        with pytest.raises(concurrent.futures.CancelledError):
+            waiting.result(0)
+    assert held.batches == [[0], [2]]
+
+
+def test_a_cancelled_task_never_runs_and_leaves_its_place() -> None:
+    held = Held()
+
+    async def main() -> list[int]:
+        running = asyncio.create_task(batcher.arun(0, held))
+        await asyncio.to_thread(held.wait_entered)
+        waiting = asyncio.create_task(batcher.arun(1, held))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        after = asyncio.create_task(batcher.arun(2, held))
+        await asyncio.sleep(0)
+        held.let_go()
+        return [await running, await after]
+
+    with ts.Batcher(max_batch=1, backpressure="drop", max_queue=1) as batcher:
+        assert asyncio.run(main()) == [0, 4]
+    assert held.batches == [[0], [2]]
+
+
+def test_cancelling_some_of_a_batch_leaves_the_others_their_results() -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(batcher.arun(item, double)) for item in range(400)]
+        await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for item, result in enumerate(results):
+            assert isinstance(result, asyncio.CancelledError) if item % 3 == 0 else result == item * 2
+
+    with ts.Batcher() as batcher:
+        asyncio.run(main())
+        futures = [batcher.submit(item, double) for item in range(400)]
+        cancelled = [future.cancel() for future in futures]
+        for item, future in enumerate(futures):
+            assert cancelled[item] or future.result(PATIENCE) == item * 2
+
+
+def test_flush_runs_what_is_queued_and_returns_when_it_is_done() -> None:
+    with ts.Batcher(max_batch=8, max_wait_ms=HOUR_MS) as batcher:
+        futures = [batcher.submit(item, executor) for item in range(5) for executor in (double, tuple)]
+        assert not any(future.done() for future in futures)
+        batcher.flush()
+        assert all(future.done() for future in futures)
+        batcher.flush()
+        later = batcher.submit(1, double)
+        time.sleep(0.02)
+        assert not later.done(), "what comes after a flush waits its window"
+
+
+def test_flush_waits_for_what_runs_and_for_who_waits_for_a_place() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=2, max_wait_ms=HOUR_MS, max_queue=2) as batcher:
+        futures = [batcher.submit(item, held) for item in range(2)]
+        held.wait_entered()
+        futures += [batcher.submit(item, held) for item in range(2, 4)]
+        late: list[int] = []
+        thread = threading.Thread(target=lambda: late.append(batcher.run(4, held)))
+        thread.start()
+        time.sleep(0.02)
+        flushers = [threading.Thread(target=batcher.flush) for _ in range(3)]
+        for flusher in flushers:
+            flusher.start()
+        time.sleep(0.02)
+        assert all(flusher.is_alive() for flusher in flushers)
+        held.let_go()
+        for flusher in flushers:
+            flusher.join(PATIENCE)
+        thread.join(PATIENCE)
+        assert all(future.done() for future in futures)
+        assert late == [8]
+
+
+def test_close_answers_everyone_and_then_refuses() -> None:
+    held = Held()
+    batcher = ts.Batcher(max_batch=2, max_wait_ms=HOUR_MS, max_queue=2)
+    futures = [batcher.submit(item, held) for item in range(2)]
+    held.wait_entered()
+    futures += [batcher.submit(item, held) for item in range(2, 4)]
+    blocked: list[int] = []
+    thread = threading.Thread(target=lambda: blocked.append(batcher.run(4, held)))
+    thread.start()
+    time.sleep(0.02)
+    closers = [threading.Thread(target=batcher.close) for _ in range(3)]
+    for closer in closers:
+        closer.start()
+    held.let_go()
+    for closer in [*closers, thread]:
+        closer.join(PATIENCE)
+        assert not closer.is_alive()
+    assert [future.result(0) for future in futures] == [0, 2, 4, 6]
+    assert blocked == [8]
+    for call in (batcher.run, batcher.submit, lambda item, executor: batcher.map([item], executor)):
+        with pytest.raises(ts.BatcherClosedError):
+            call(1, double)
+    with pytest.raises(ts.BatcherClosedError):
+        asyncio.run(batcher.arun(1, double))
+    batcher.close()
+
+
+def test_nothing_is_started_before_the_first_item_and_no_thread_is_left() -> None:
+    before = threading.active_count()
+    batcher = ts.Batcher()
+    assert threading.active_count() == before
+    batcher.run(1, double)
+    assert threading.active_count() == before + 1
+    batcher.close()
+    assert threading.active_count() == before
+    ts.Batcher().close()
+
+
+def test_a_batcher_that_nobody_holds_answers_who_waits_and_ends() -> None:
+    before = threading.active_count()
+    batcher = ts.Batcher(max_wait_ms=HOUR_MS)
+    future = batcher.submit(1, double)
+    gone = weakref.ref(batcher)
+    del batcher
+    gc.collect()
+    assert gone() is None
+    assert future.result(PATIENCE) == 2
+    until(lambda: threading.active_count() == before)
+
+
+def test_items_results_and_executors_are_not_kept() -> None:
+    class Thing:
+        pass
+
+    things = [Thing() for _ in range(20)]
+    refs = [weakref.ref(thing) for thing in things]
+
+    def make() -> Callable[[list[Thing]], list[Thing]]:
+        return lambda items: list(items)
+
+    executor = make()
+    refs.append(cast("Any", weakref.ref(executor)))
+    with ts.Batcher(max_batch=4, max_wait_ms=1) as batcher:
+        batcher.map(things, executor)
+        batcher.submit(things[0], executor).result(PATIENCE)
+        asyncio.run(batcher.arun(things[0], executor))
+        batcher.run(things[0], executor)
+        del things, executor
+        until(lambda: gc.collect() >= 0 and all(ref() is None for ref in refs))
+
+
+def test_several_event_loops_at_once_get_their_own_results() -> None:
+    async def call(start: int) -> bool:
+        results = await asyncio.gather(*(batcher.arun(start + item, double) for item in range(200)))
+        return results == [(start + item) * 2 for item in range(200)]
+
+    with ts.Batcher() as batcher, ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda start: asyncio.run(call(start)), range(0, 8000, 1000)))
+
+
+def test_a_loop_that_closes_with_items_under_way_disturbs_nobody() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=2, max_wait_ms=HOUR_MS) as batcher:
+        loop = asyncio.new_event_loop()
+
+        async def leave() -> asyncio.Task[int]:
+            task = loop.create_task(batcher.arun(1, held))
+            await asyncio.sleep(0)
+            return task
+
+        task = loop.run_until_complete(leave())
+        future = batcher.submit(2, held)
+        held.wait_entered()
+        loop.close()
+        held.let_go()
+        assert future.result(PATIENCE) == 4
+        del task
+        gc.collect()
+        assert asyncio.run(batcher_arun_full(batcher)) == [6, 8]
+
+
+async def batcher_arun_full(batcher: ts.Batcher) -> list[int]:
+    return await asyncio.gather(batcher.arun(3, double), batcher.arun(4, double))
+
+
+def test_an_executor_that_calls_its_own_batcher_is_told_so() -> None:
+    def nested(items: list[int]) -> list[Any]:
+        errors: list[Any] = []
+        for call in (batcher.flush, lambda: batcher.run(1, double), lambda: batcher.map([1], double)):
+            try:
+                call()
+            except ts.ExecutorError as error:
+                errors.append(str(error))
+        batcher.submit(7, double).add_done_callback(lambda future: done.append(future.result()))
+        return [errors]
+
+    done: list[int] = []
+    with ts.Batcher(max_batch=1, max_queue=1) as batcher:
+        errors = batcher.run(0, nested)
+    assert len(errors) == 3
+    assert all("from inside an executor" in error for error in errors)
+    assert done == [14]
+
+
+def test_an_executor_may_close_its_batcher() -> None:
+    def closing(items: list[int]) -> list[int]:
+        batcher.close()
+        return items
+
+    batcher = ts.Batcher(max_batch=1)
+    assert batcher.run(5, closing) == 5
+    with pytest.raises(ts.BatcherClosedError):
+        batcher.run(5, closing)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_wait_ms": -1}, "max_wait_ms"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms"),
+        ({"max_queue": 0}, "max_queue"),
+        ({"backpressure": "hope"}, "backpressure must be 'block', 'drop' or 'passthrough', not 'hope'"),
+    ],
+)
+def test_a_limit_out_of_range_is_named(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        ts.Batcher(**arguments)
+
+
+def test_the_queue_holds_sixteen_batches_unless_told_otherwise() -> None:
+    assert "max_queue=64" in repr(ts.Batcher(max_batch=4))
+
+
+def test_a_batcher_does_not_travel() -> None:
+    with pytest.raises(TypeError, match="make one there"):
+        pickle.dumps(ts.Batcher())
