@@ -27,7 +27,7 @@ def main() -> None:
     items = list(np.random.default_rng(1).standard_normal((2000, 256), dtype=np.float32))
     with ThreadPoolExecutor(64) as threads:
         results = list(threads.map(predict, items))
-    assert np.allclose(np.stack(results), np.stack(items) @ WEIGHTS, atol=1e-3)
+    np.testing.assert_allclose(np.stack(results), np.stack(items) @ WEIGHTS, atol=1e-3)
     metrics = predict.batcher.metrics()
     print(f"{metrics.items} items in {metrics.batches} batches of {metrics.avg_batch:.1f} on average")
     print(f"half of the calls took less than {metrics.p50_ms:.2f} ms, 99 % less than {metrics.p99_ms:.2f} ms")

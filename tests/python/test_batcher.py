@@ -343,7 +343,7 @@ def test_block_waits_for_a_place_in_order() -> None:
         for thread in [*threads, submitter]:
             thread.join(PATIENCE)
         assert [future.result(PATIENCE) for future in futures] == [0, 2, 10]
-        assert [items for items in held.batches] == [[item] for item in range(6)]
+        assert held.batches == [[item] for item in range(6)]
         assert sorted(order) == [4, 6, 8]
 
 
@@ -508,7 +508,7 @@ def test_items_results_and_executors_are_not_kept() -> None:
     refs = [weakref.ref(thing) for thing in things]
 
     def make() -> Callable[[list[Thing]], list[Thing]]:
-        return lambda items: list(items)
+        return lambda items: [*items]
 
     executor = make()
     refs.append(cast("Any", weakref.ref(executor)))
@@ -548,11 +548,11 @@ def test_a_loop_that_closes_with_items_under_way_disturbs_nobody() -> None:
         assert future.result(PATIENCE) == 4
         del task
         gc.collect()
-        assert asyncio.run(batcher_arun_full(batcher)) == [6, 8]
+        assert asyncio.run(full_batch(batcher)) == [6, 8]
 
 
-async def batcher_arun_full(batcher: ts.Batcher) -> list[int]:
-    return await asyncio.gather(batcher.arun(3, double), batcher.arun(4, double))
+async def full_batch(batcher: ts.Batcher) -> list[int]:
+    return list(await asyncio.gather(batcher.arun(3, double), batcher.arun(4, double)))
 
 
 def test_an_executor_that_calls_its_own_batcher_is_told_so() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import trustformers_serve as ts
@@ -148,15 +149,14 @@ def test_ctrl_c_ends_a_wait_and_its_item_does_not_run(method: str) -> None:
             time.sleep(0.05)
             batcher.submit(2, held)
         threading.Thread(target=interrupt_soon).start()
+        calls: dict[str, Callable[[], object]] = {
+            "run": lambda: batcher.run(9, held),
+            "map": lambda: batcher.map([5], held),
+            "flush": batcher.flush,
+            "submit": lambda: batcher.submit(9, held),
+        }
         with pytest.raises(KeyboardInterrupt):
-            if method == "run":
-                batcher.run(9, held)
-            elif method == "map":
-                batcher.map([5], held)
-            elif method == "flush":
-                batcher.flush()
-            else:
-                batcher.submit(9, held)
+            calls[method]()
         go.set()
         assert first.result(10) == 1
     assert 9 not in ran

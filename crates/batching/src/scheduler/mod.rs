@@ -27,8 +27,8 @@ use crate::load::{Arrivals, Utilization};
 use crate::memory::MemoryModel;
 use crate::order::{Key, Order};
 use crate::padding::Splitter;
-use crate::policy::{Dispatch, Mode};
 use crate::policy::adaptive::Adaptive;
+use crate::policy::{Dispatch, Mode};
 use crate::queue::{Queue, Total};
 use crate::stats::Stats;
 use crate::time::Time;
@@ -285,8 +285,8 @@ impl Scheduler {
     /// window that was told already, only the one that makes a batch full, or that is due first.
     fn hastens(&self, key: GroupKey) -> bool {
         let config = &self.config;
-        let windows = config.mode == Mode::Fixed
-            || config.mode == Mode::Dynamic && config.dispatch == Dispatch::Window;
+        let windows =
+            config.mode == Mode::Fixed || config.mode == Mode::Dynamic && config.dispatch == Dispatch::Window;
         let total = self.queue.total_of(key);
         !windows
             || total.entries >= config.max_batch_size as usize

@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, ClientId, Dispatch, Failure, InstanceId, Isolation, MonotonicClock, Observer, Priority, Rejection,
-    SchedulerConfig, ShapeKey, Submission, Ticket,
+    Batcher, ClientId, Dispatch, Failure, InstanceId, Isolation, MonotonicClock, Observer, Priority,
+    Rejection, SchedulerConfig, ShapeKey, Submission, Ticket,
 };
 
 use super::item::{Answer, Item, Outbox};

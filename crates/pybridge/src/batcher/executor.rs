@@ -113,7 +113,9 @@ pub(super) fn answers(
 ) -> Result<Vec<Answer>, String> {
     let wrong = |given: &str| {
         let name = name(executor);
-        format!("{name} returned {given} for a batch of {count}; an executor returns a list, one result an item")
+        format!(
+            "{name} returned {given} for a batch of {count}; an executor returns a list, one result an item"
+        )
     };
     let found: Vec<Answer> = if let Ok(list) = results.cast::<PyList>() {
         list.iter().map(answer).collect()
@@ -155,7 +157,8 @@ fn close(results: &Bound<'_, PyAny>) {
 
 /// The message for the callers of a batch whose executor raised.
 pub(super) fn raised(executor: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>) -> String {
-    let kind = error.get_type().qualname().map_or_else(|_| "an exception".to_owned(), |kind| kind.to_string());
+    let kind =
+        error.get_type().qualname().map_or_else(|_| "an exception".to_owned(), |kind| kind.to_string());
     let text = error.str().map_or_else(|_| String::new(), |text| format!(": {text}"));
     format!("{} raised {kind}{text}", name(executor))
 }

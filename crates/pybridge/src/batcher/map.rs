@@ -76,7 +76,7 @@ impl Collected {
     }
 
     /// The results in order; exceptions among them, or else the first of them raised.
-    pub(super) fn into_list<'py>(&self, py: Python<'py>, exceptions: bool) -> PyResult<Bound<'py, PyList>> {
+    pub(super) fn take_list<'py>(&self, py: Python<'py>, exceptions: bool) -> PyResult<Bound<'py, PyList>> {
         let answers = std::mem::take(&mut *self.answers.lock());
         let results: PyResult<Vec<_>> = answers
             .into_iter()

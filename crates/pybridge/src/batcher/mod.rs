@@ -132,11 +132,7 @@ impl Batcher {
     }
 
     /// Runs `item` in a batch with others and returns its result, or raises what it failed with.
-    fn run(
-        this: &Bound<'_, Self>,
-        item: Py<PyAny>,
-        executor: &Bound<'_, PyAny>,
-    ) -> PyResult<Py<PyAny>> {
+    fn run(this: &Bound<'_, Self>, item: Py<PyAny>, executor: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let (py, batcher) = (this.py(), this.get());
         batcher.refuse_worker("run")?;
         let slot = Slot::claim();
@@ -215,7 +211,7 @@ impl Batcher {
             progress.at(results.done())?;
         }
         results.wait(py, fed, &mut progress)?;
-        results.into_list(py, return_exceptions)
+        results.take_list(py, return_exceptions)
     }
 
     /// Lets what waits run now, and returns when all that was here has been answered.
@@ -376,7 +372,10 @@ impl Batcher {
         let waits = batcher.refuse_worker("submit");
         let gate = waits.is_ok().then(Slot::claim);
         match batcher.entrance.enter(item, gate.is_some(), gate.as_ref()) {
-            Ok(Place::Queued) => Ok(()),
+            Ok(Place::Queued) => {
+                gate.into_iter().for_each(Slot::release);
+                Ok(())
+            }
             Ok(Place::Waiting) => match gate {
                 Some(gate) => gate.wait(py).map(drop).inspect_err(|_| batcher.entrance.cancel(item)),
                 None => Ok(()),

@@ -68,9 +68,14 @@ impl Slot {
         }
         self.open.store(false, Ordering::Relaxed);
         let answer = self.answer.lock().take();
+        self.release();
+        Ok(answer)
+    }
+
+    /// Keeps a closed slot, which nobody else holds, for the thread's next claim.
+    pub(super) fn release(self: Arc<Self>) {
         // Fails only while the thread ends, which needs no slot any more.
         drop(IDLE.try_with(|idle| idle.replace(Some(self))));
-        Ok(answer)
     }
 
     /// Until it is open, or for as long as a signal may wait.

@@ -276,11 +276,11 @@ class _Bar:
 
     def show(self, done: int) -> None:
         rate = done / max(time.perf_counter() - self._began, 1e-9)
-        text = f"{done:,} items, {rate:,.0f} a second"
+        bar, of = "", ""
         if self._total:
             filled = 30 * done // self._total
-            text = f"[{'#' * filled}{'.' * (30 - filled)}] {done:,} of {self._total:,} items, {rate:,.0f} a second"
-        self._stream.write(f"\r{text}\x1b[K")
+            bar, of = f"[{'#' * filled}{'.' * (30 - filled)}] ", f" of {self._total:,}"
+        self._stream.write(f"\r{bar}{done:,}{of} items, {rate:,.0f} a second\x1b[K")
         self._stream.flush()
 
     def end(self) -> None:

@@ -22,6 +22,9 @@ class Autobatched(Generic[T, R]):
         batcher: What its calls go through: `flush`, `metrics`, `close`.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(self, function: Callable[[list[T]], Sequence[R | Exception]], batcher: Batcher) -> None:
         """Calls of this object go through `batcher` to `function`."""
         self.batcher = batcher
@@ -63,6 +66,9 @@ class AutobatchedMethod(Generic[S, T, R]):
     Attributes:
         batcher: What the calls of all instances go through.
     """
+
+    __name__: str
+    __qualname__: str
 
     def __init__(self, function: Callable[[S, list[T]], Sequence[R | Exception]], batcher: Batcher) -> None:
         """Calls of this method go through `batcher` to `function`."""
