@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), r
 PATIENCE = 120
 CONFIGURED = "import trustformers_serve as ts\n\nconfig"
 WRITTEN = "import trustformers_serve as ts\n\nwith"
-BATCHED = "import trustformers_serve as ts\n\n@ts.autobatch"
+BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
 
 
 def snippet(start: str) -> str:
