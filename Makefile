@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' python/client/pyproject.
 SERVER := target/release/trustformers-serve
 WHEEL_SOURCES = $(shell find crates python/client -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name '*.cc' -o -name '*.md' -o -path '*/tinylm/*' \)) Cargo.lock
 
-.PHONY: help serve test bench bench-llm fmt clean build models wheel lint check-rust check-python lock
+.PHONY: help serve test bench bench-llm bench-python fmt clean build models wheel lint check-rust check-python lock
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ bench: build-bench models ## Load tests, beside the peers; tables here, JSON in 
 
 bench-llm: build-bench ## Texts of a language model, beside llama.cpp (built here, once) and transformers
 	@python tests/bench/run.py llm
+
+bench-python: wheel ## Batching of Python functions, beside a bare hand-off and bare futures
+	@python tests/bench/python_faces.py --json .bench/results/python_faces.json
 
 fmt: $(VENV)/.installed ## Format everything
 	cargo fmt --all

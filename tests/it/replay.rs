@@ -67,7 +67,7 @@ fn has_everything(events: &[Event]) {
     let mut instances = HashSet::new();
     for event in events {
         let verdicts = match event {
-            Event::Start { .. } | Event::ResetBreaker => continue,
+            Event::Start { .. } | Event::Flush { .. } | Event::ResetBreaker => continue,
             Event::Submit { rejection, .. } => {
                 if let Some(Rejection::QueueFull { .. }) = rejection {
                     seen.insert("full");

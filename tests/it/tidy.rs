@@ -30,7 +30,11 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     ("trustformers-serve", &["trustformers-batching"], &["pyo3"]),
-    ("trustformers-pybridge", &["trustformers-serve"], &["tch", "torch-sys", "axum", "tokio"]),
+    (
+        "trustformers-pybridge",
+        &["trustformers-batching", "trustformers-serve"],
+        &["tch", "torch-sys", "axum", "tokio"],
+    ),
     ("trustformers-tests", &["trustformers-batching", "trustformers-serve"], &["pyo3"]),
 ];
 

@@ -18,6 +18,7 @@ SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), r
 PATIENCE = 120
 CONFIGURED = "import trustformers_serve as ts\n\nconfig"
 WRITTEN = "import trustformers_serve as ts\n\nwith"
+BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
 
 
 def snippet(start: str) -> str:
@@ -33,9 +34,10 @@ def test_no_snippet_is_untested() -> None:
         CONFIGURED,
         "curl -sN ",
         WRITTEN,
+        BATCHED,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 7
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 8
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,10 @@ def test_the_snippet_that_writes_texts_works(tmp_path: Path) -> None:
     first, second = run_python(snippet(WRITTEN), tmp_path).splitlines()[:2]
     assert first.strip()
     assert second.strip()
+
+
+def test_the_snippet_that_batches_a_function_works(tmp_path: Path) -> None:
+    assert run_python(snippet(BATCHED), tmp_path) == "42\n"
 
 
 def test_the_simulation_works() -> None:

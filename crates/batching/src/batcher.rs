@@ -2,7 +2,6 @@
 
 mod answer;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +12,7 @@ pub use self::answer::{Failure, Reply};
 use self::answer::{Payload, answer_batch, answer_unrun, judge, take_payloads};
 use crate::driver::{BatchError, ModelError, look_out};
 use crate::entry::{BatchId, ClientId, Entry, InstanceId, Priority, ShapeKey, Ticket};
+use crate::hash::TicketMap;
 use crate::memory::{DeviceBudget, Reservation};
 use crate::queue::Total;
 use crate::replay::Event;
@@ -94,10 +94,12 @@ pub trait Observer: Send + Sync + 'static {
 
 struct State<I, O> {
     scheduler: Scheduler,
-    payloads: HashMap<Ticket, Payload<I, O>>,
+    payloads: TicketMap<Payload<I, O>>,
     next_ticket: u64,
     /// Instances asleep until there is work: with none, a submit wakes nobody.
     waiting_instances: usize,
+    /// Those of them that wake by themselves: what does not hasten their batches need not wake them.
+    timed_instances: usize,
     /// Whether an instance is looking out for work: a submit need not wake another.
     lookout: bool,
     /// When the timer next looks for expired entries: an earlier deadline must wake it.
@@ -134,9 +136,10 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         Self {
             state: Mutex::new(State {
                 scheduler: Scheduler::new(config),
-                payloads: HashMap::new(),
+                payloads: TicketMap::default(),
                 next_ticket: 0,
                 waiting_instances: 0,
+                timed_instances: 0,
                 lookout: false,
                 timer_wakes: Time::MAX,
                 closed: false,
@@ -174,7 +177,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
             }
             results.push(admitted);
         }
-        self.wake(&state);
+        self.wake(&mut state);
         drop(state);
         drop(refused);
         results
@@ -234,9 +237,10 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 
     /// Wakes one instance, which wakes the next if work remains, and the timer if a deadline came nearer.
-    fn wake(&self, state: &State<I, O>) {
+    fn wake(&self, state: &mut State<I, O>) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        if !state.lookout {
+        let hastened = state.scheduler.take_hastened();
+        if !state.lookout && (hastened || state.timed_instances == 0) {
             self.wake_instance(state);
         }
         if state.scheduler.next_deadline().is_some_and(|deadline| deadline < state.timer_wakes) {
@@ -329,7 +333,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     fn wait_for_work(&self, state: &mut MutexGuard<'_, State<I, O>>, at_most: Option<Duration>) {
         state.waiting_instances += 1;
         match at_most {
-            Some(wait) => drop(self.work.wait_for(state, wait)),
+            Some(wait) => {
+                state.timed_instances += 1;
+                self.work.wait_for(state, wait);
+                state.timed_instances -= 1;
+            }
             None => self.work.wait(state),
         }
         state.waiting_instances -= 1;
@@ -399,6 +407,17 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         }
         state.timer_wakes = Time::MAX;
         true
+    }
+
+    /// Lets what is queued now run without waiting for company.
+    pub fn flush(&self) {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.scheduler.flush(now);
+        if self.log_events {
+            self.observer.event(Event::Flush { now });
+        }
+        self.wake(&mut state);
     }
 
     /// Takes no more work. What is queued still runs, without waiting for company; then instances end.

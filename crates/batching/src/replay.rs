@@ -30,6 +30,8 @@ pub enum Event {
     Complete { now: Time, batch: BatchId, report: BatchReport, verdicts: Vec<(Ticket, Verdict)> },
     /// `expire`, with its verdicts.
     Expire { now: Time, verdicts: Vec<(Ticket, Verdict)> },
+    /// `flush`.
+    Flush { now: Time },
     /// `drain`.
     Drain,
     /// `reset_breaker`.
@@ -121,6 +123,10 @@ fn call(scheduler: &mut Scheduler, event: &Event) -> Event {
             verdicts: scheduler.complete(*now, *batch, *report),
         },
         Event::Expire { now, .. } => Event::Expire { now: *now, verdicts: scheduler.expire(*now).0 },
+        Event::Flush { now } => {
+            scheduler.flush(*now);
+            event.clone()
+        }
         Event::Drain => {
             scheduler.drain();
             Event::Drain

@@ -8,7 +8,10 @@ use trustformers_serve::http::error::Code;
 
 /// The imported classes; the macro that makes them cannot document them one by one.
 mod class {
+    pyo3::import_exception!(trustformers_serve.errors, BatcherClosedError);
     pyo3::import_exception!(trustformers_serve.errors, ConfigError);
+    pyo3::import_exception!(trustformers_serve.errors, ExecutorError);
+    pyo3::import_exception!(trustformers_serve.errors, QueueFullError);
     pyo3::import_exception!(trustformers_serve.errors, ServerNotReadyError);
     pyo3::import_exception!(trustformers_serve.errors, ServerStartError);
 }
@@ -26,6 +29,21 @@ pub(crate) fn start(message: impl Display) -> PyErr {
 /// A server that runs, with models that failed to load or still load.
 pub(crate) fn not_ready(message: impl Display) -> PyErr {
     class::ServerNotReadyError::new_err(message.to_string())
+}
+
+/// A batcher that takes nothing more, or ended before the item ran.
+pub(crate) fn closed(message: impl Display) -> PyErr {
+    class::BatcherClosedError::new_err(message.to_string())
+}
+
+/// An executor that failed its whole batch, or is called in a way that would wait for itself.
+pub(crate) fn executor(message: impl Display) -> PyErr {
+    class::ExecutorError::new_err(message.to_string())
+}
+
+/// A queue that has no place for an item that does not wait for one.
+pub(crate) fn queue_full(message: impl Display) -> PyErr {
+    class::QueueFullError::new_err(message.to_string())
 }
 
 /// Every code that an error of the server can have, with its HTTP status.

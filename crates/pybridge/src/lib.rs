@@ -1,7 +1,8 @@
 //! The Python extension `trustformers_serve._core`: converts, releases the GIL, calls.
 //!
 //! Invariants, those about absences first:
-//! - No decision is taken here: what a key, a flag or a state means is known to `trustformers_serve`.
+//! - No decision is taken here: what a key, a flag or a state means is known to `trustformers_serve`, and
+//!   which items make a batch, and when, to `trustformers_batching`.
 //! - The GIL is never held while Rust is waited for, and a wait of any length can be interrupted by
 //!   the interpreter's signal handlers ([`interrupt`]).
 //! - Exceptions are the classes of `trustformers_serve.errors`, with the server's own message.
@@ -9,6 +10,7 @@
 //! Code map:
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
+//! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
 //! - [`server`]: `Server`, a running server in this process
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
@@ -16,6 +18,7 @@
 
 use pyo3::prelude::*;
 
+mod batcher;
 mod cli;
 mod config;
 mod error;
@@ -26,6 +29,8 @@ mod value;
 /// What Python imports as `trustformers_serve._core`.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::batcher::{Batcher, LoopPort, Pending};
     #[pymodule_export]
     use super::cli::run_cli;
     #[pymodule_export]

@@ -1,11 +1,11 @@
 //! How callers learn of their requests' ends.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::driver::{BatchError, ModelError};
 use crate::entry::Ticket;
+use crate::hash::TicketMap;
 use crate::scheduler::{Outcome, Verdict};
 
 /// Why an admitted request has no result.
@@ -69,7 +69,7 @@ pub(super) fn judge<O>(
 pub(super) type Ended<I, O> = Vec<(Ticket, Verdict, Payload<I, O>)>;
 
 pub(super) fn take_payloads<I, O>(
-    payloads: &mut HashMap<Ticket, Payload<I, O>>,
+    payloads: &mut TicketMap<Payload<I, O>>,
     verdicts: &[(Ticket, Verdict)],
 ) -> Ended<I, O> {
     verdicts

@@ -191,6 +191,9 @@ impl Scheduler {
 
     /// Refuses what would only take a place from others: it cannot be answered in time.
     fn in_time(&self, now: Time, entry: &Entry) -> Result<(), Rejection> {
+        if entry.deadline.is_none() && self.config.latency_slo.is_none() {
+            return Ok(());
+        }
         // What is idle is tried, whatever the model was like before: else a wrong prediction would last.
         if self.costs.known().is_none() || !self.has_work() && self.running.is_empty() {
             return Ok(());

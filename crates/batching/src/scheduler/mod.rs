@@ -27,8 +27,8 @@ use crate::load::{Arrivals, Utilization};
 use crate::memory::MemoryModel;
 use crate::order::{Key, Order};
 use crate::padding::Splitter;
-use crate::policy::Mode;
 use crate::policy::adaptive::Adaptive;
+use crate::policy::{Dispatch, Mode};
 use crate::queue::{Queue, Total};
 use crate::stats::Stats;
 use crate::time::Time;
@@ -93,6 +93,10 @@ pub struct Scheduler {
     retries: VecDeque<Retry>,
     next_batch: u64,
     draining: bool,
+    /// What arrived no later leaves without waiting for company.
+    flushed: Option<Time>,
+    /// Whether a batch may leave earlier than an instance was last told.
+    hastened: bool,
     costs: CostModel,
     arrivals: Arrivals,
     utilization: Utilization,
@@ -119,6 +123,8 @@ impl Scheduler {
             retries: VecDeque::new(),
             next_batch: 0,
             draining: false,
+            flushed: None,
+            hastened: false,
             costs: CostModel::default(),
             arrivals: Arrivals::default(),
             utilization: Utilization::new(config.instances),
@@ -217,6 +223,7 @@ impl Scheduler {
         self.arrivals.arrived(now, key);
         self.adaptive.iter_mut().for_each(|adaptive| adaptive.arrived(now, 1));
         self.queue.push(key, entry);
+        self.hastened |= self.hastens(key);
         Ok(())
     }
 
@@ -261,6 +268,30 @@ impl Scheduler {
     /// Takes no more work and lets what waits leave without waiting for company.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Lets what waits now leave without waiting for company; what comes later waits as before.
+    pub fn flush(&mut self, now: Time) {
+        self.flushed = Some(now);
+        self.hastened = true;
+    }
+
+    /// Whether an instance that waits for a time it was told must ask again; the next answer is no.
+    pub(crate) fn take_hastened(&mut self) -> bool {
+        std::mem::take(&mut self.hastened)
+    }
+
+    /// Whether the last entry of a group may let a batch leave earlier than was planned without it: in a
+    /// window that was told already, only the one that makes a batch full, or that is due first.
+    fn hastens(&self, key: GroupKey) -> bool {
+        let config = &self.config;
+        let windows =
+            config.mode == Mode::Fixed || config.mode == Mode::Dynamic && config.dispatch == Dispatch::Window;
+        let total = self.queue.total_of(key);
+        !windows
+            || total.entries >= config.max_batch_size as usize
+            || config.max_batch_cost.is_some_and(|limit| total.cost >= limit)
+            || self.queue.soonest().is_some()
     }
 
     fn expire_due(&mut self, now: Time) -> Vec<(Ticket, Verdict)> {

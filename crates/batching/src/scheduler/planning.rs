@@ -116,9 +116,9 @@ impl Scheduler {
             arrivals: &self.arrivals,
             busy_share: self.utilization.share(now),
         };
-        let draining = self.draining;
+        let (draining, flushed) = (self.draining, self.flushed);
         let first = self.queue.first_of(now, |key, group| match ripeness(&outlook, key, group, now) {
-            Ripe::At(at) if !draining => {
+            Ripe::At(at) if !draining && flushed.is_none_or(|until| until < group.oldest_arrival()) => {
                 wake = Some(wake.map_or(at, |wake| wake.min(at)));
                 false
             }

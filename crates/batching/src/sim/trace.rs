@@ -174,7 +174,7 @@ impl Run {
                 self.ended(now, &verdicts);
             }
             Event::Expire { now, verdicts } => self.ended(now, &verdicts),
-            Event::Start { .. } | Event::Drain | Event::ResetBreaker => {}
+            Event::Start { .. } | Event::Flush { .. } | Event::Drain | Event::ResetBreaker => {}
         }
     }
 

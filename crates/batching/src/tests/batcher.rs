@@ -278,6 +278,7 @@ fn every_call_is_logged_with_its_answer_and_replays() {
     let cancelled = bench.submit(3, None);
     bench.batcher.cancel(cancelled);
     bench.batcher.cancel(cancelled);
+    bench.batcher.flush();
     bench.batcher.close();
     bench.batcher.close();
     bench.batcher.submit(bench.inbox.requests([4]));
@@ -292,6 +293,7 @@ fn every_call_is_logged_with_its_answer_and_replays() {
         Event::Expire { verdicts, .. } => format!("expire {verdicts:?}"),
         Event::Complete { verdicts, .. } => format!("complete {verdicts:?}"),
         Event::Cancel { ticket, .. } => format!("cancel {}", ticket.0),
+        Event::Flush { .. } => "flush".to_owned(),
         Event::Drain => "drain".to_owned(),
         Event::ResetBreaker => "reset".to_owned(),
     };
@@ -304,6 +306,7 @@ fn every_call_is_logged_with_its_answer_and_replays() {
         format!("complete {:?}", [(Ticket(1), Verdict::Completed)]),
         "submit true".to_owned(),
         "cancel 2".to_owned(),
+        "flush".to_owned(),
         "drain".to_owned(),
         "submit false".to_owned(),
     ];

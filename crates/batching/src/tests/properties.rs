@@ -199,6 +199,7 @@ fn line(event: &Event) -> String {
             format!("{now:3} batch {} {:?} after {busy}: {}", batch.0, report.outcome, judged(verdicts))
         }
         Event::Expire { now, verdicts } => format!("{:3} expire: {}", now.as_nanos(), judged(verdicts)),
+        Event::Flush { now } => format!("{:3} flush", now.as_nanos()),
         Event::Drain => "    drain".to_owned(),
         Event::ResetBreaker => "    reset the breaker".to_owned(),
     }
@@ -221,7 +222,11 @@ fn tampered(event: &Event) -> Option<Event> {
                 verdicts.push((Ticket(0), Verdict::Completed));
             }
         }
-        Event::Start { .. } | Event::Cancel { .. } | Event::Drain | Event::ResetBreaker => return None,
+        Event::Start { .. }
+        | Event::Cancel { .. }
+        | Event::Flush { .. }
+        | Event::Drain
+        | Event::ResetBreaker => return None,
     }
     Some(event)
 }

@@ -124,6 +124,35 @@ fn a_cancelled_first_arrival_takes_its_window_with_it() {
 }
 
 #[test]
+fn what_is_flushed_leaves_at_once_and_what_comes_later_waits_its_window() {
+    for config in [window(), fixed()] {
+        let mut scheduler = with(config, (0..5).map(|ticket| entry(ticket, ticket)));
+        scheduler.flush(at(10));
+        scheduler.submit(at(11), entry(5, 11)).unwrap();
+        assert_eq!(run(&mut scheduler, 12).1, [0, 1, 2, 3]);
+        assert_eq!(run(&mut scheduler, 12).1, [4, 5], "in the company of who came later");
+        scheduler.submit(at(13), entry(6, 13)).unwrap();
+        assert_eq!(next(&mut scheduler, 13), Next::WaitUntil(at(13 + WAIT)));
+    }
+}
+
+#[test]
+fn in_a_window_only_a_full_batch_or_a_deadline_hastens() {
+    for config in [window(), fixed()] {
+        let mut scheduler = with(config, (0..3).map(|ticket| entry(ticket, 0)));
+        assert!(!scheduler.take_hastened());
+        scheduler.submit(at(1), entry(3, 1)).unwrap();
+        assert!(scheduler.take_hastened(), "a full batch");
+        assert!(!scheduler.take_hastened(), "told once");
+        assert_eq!(run(&mut scheduler, 1).1.len(), 4);
+        scheduler.submit(at(2), Entry { deadline: Some(at(9)), ..entry(4, 2) }).unwrap();
+        assert!(scheduler.take_hastened(), "a deadline");
+    }
+    let mut scheduler = with(eager(), [entry(0, 0)]);
+    assert!(scheduler.take_hastened(), "each arrival is asked about again");
+}
+
+#[test]
 fn a_full_batch_does_not_wait_for_its_window() {
     for config in [window(), fixed()] {
         let mut scheduler = with(config, (0..3).map(|ticket| entry(ticket, 0)));

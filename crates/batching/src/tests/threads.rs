@@ -72,6 +72,26 @@ fn what_comes_while_a_batch_runs_makes_the_next_batch() {
 }
 
 #[test]
+fn one_who_waits_for_a_window_is_woken_by_a_full_batch_and_by_a_flush() {
+    let config = SchedulerConfig { dispatch: Dispatch::Window, max_wait: HOUR, ..eager(4) };
+    let (batcher, _) = batcher(config, 1);
+    let instances = Instances::spawn("m", Arc::clone(&batcher), vec![Plain(tenfold)]).unwrap();
+    let inbox = Inbox::new();
+    for input in 1..=3 {
+        until(|| batcher.waiting_instances() == 1);
+        batcher.submit(inbox.requests([input]));
+    }
+    until(|| batcher.waiting_instances() == 1);
+    batcher.submit(inbox.requests([4]));
+    assert_eq!(inbox.take(4).len(), 4);
+    batcher.submit(inbox.requests([5]));
+    until(|| batcher.waiting_instances() == 1);
+    batcher.flush();
+    assert_eq!(inbox.take(1), [(5, Ok(50))]);
+    instances.drain();
+}
+
+#[test]
 fn a_window_ends_though_nobody_joins() {
     let config = SchedulerConfig { dispatch: Dispatch::Window, max_wait: SOON, ..eager(8) };
     let (batcher, _) = batcher(config, 2);

@@ -2,6 +2,7 @@
 
 - `ServerConfig`, `Server`: a server in this process, on Rust threads.
 - `Client`, `AsyncClient`: callers of a server anywhere.
+- `autobatch`, `Batcher`: batching in this process, of any Python function.
 - `TrustformersError` and its subclasses: one class for each error code of the server.
 
 Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
@@ -22,12 +23,14 @@ from trustformers_serve._core import __version__  # noqa: E402
 from trustformers_serve.config import ServerConfig  # noqa: E402
 from trustformers_serve.errors import (  # noqa: E402
     ApiError,
+    BatcherClosedError,
     BodyTooLargeError,
     BreakerOpenError,
     ConfigError,
     ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
+    ExecutorError,
     HeadersTooLargeError,
     InvalidInputError,
     MalformedRequestError,
@@ -55,16 +58,24 @@ from trustformers_serve.server import Server  # noqa: E402
 
 if TYPE_CHECKING:
     from trustformers_serve.async_client import AsyncClient
+    from trustformers_serve.batcher import Batcher, BatcherMetrics
     from trustformers_serve.client import Client
+    from trustformers_serve.decorators import autobatch
 
 _LAZY = {
     "AsyncClient": "trustformers_serve.async_client",
+    "Batcher": "trustformers_serve.batcher",
+    "BatcherMetrics": "trustformers_serve.batcher",
     "Client": "trustformers_serve.client",
+    "autobatch": "trustformers_serve.decorators",
 }
 
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "Batcher",
+    "BatcherClosedError",
+    "BatcherMetrics",
     "BodyTooLargeError",
     "BreakerOpenError",
     "Client",
@@ -72,6 +83,7 @@ __all__ = [
     "ConnectionBrokenError",
     "ConnectionFailedError",
     "DeadlineExceededError",
+    "ExecutorError",
     "HeadersTooLargeError",
     "InvalidInputError",
     "MalformedRequestError",
@@ -97,6 +109,7 @@ __all__ = [
     "UriTooLongError",
     "VersionNotFoundError",
     "__version__",
+    "autobatch",
 ]
 
 

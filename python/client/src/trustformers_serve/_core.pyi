@@ -1,7 +1,13 @@
 """The Rust extension: converts, releases the GIL, calls."""
 
-from collections.abc import Mapping
-from typing import Any, final
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, final
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 __version__: str
 
@@ -34,3 +40,59 @@ class Server:
     def stop(self) -> None: ...
     def is_running(self) -> bool: ...
     def wait(self, timeout_seconds: float | None) -> bool: ...
+
+@final
+class LoopPort:
+    """Where the answers for one event loop land."""
+
+    def __new__(cls, event_loop: asyncio.AbstractEventLoop) -> LoopPort: ...
+    def __call__(self) -> None: ...
+
+@final
+class Pending:
+    """An item that is on its way."""
+
+    def cancel(self) -> None: ...
+
+@final
+class Batcher:
+    """What runs in batches what many callers bring one by one."""
+
+    def __new__(
+        cls,
+        max_batch: int,
+        max_wait_seconds: float,
+        backpressure: str,
+        max_queue: int,
+        start: Callable[[Batcher], threading.Thread],
+    ) -> Batcher: ...
+    def run(self, item: _T, executor: Callable[[list[_T]], Sequence[_R | Exception]]) -> _R: ...
+    def submit(
+        self,
+        item: _T,
+        executor: Callable[[list[_T]], Sequence[_R | Exception]],
+        future: concurrent.futures.Future[_R],
+    ) -> Pending | None: ...
+    def send(
+        self,
+        item: _T,
+        executor: Callable[[list[_T]], Sequence[_R | Exception]],
+        future: asyncio.Future[_R],
+        port: LoopPort,
+    ) -> Pending | None: ...
+    def alone(self, item: _T, executor: Callable[[list[_T]], Sequence[_R | Exception]]) -> _R: ...
+    def map(
+        self,
+        items: Iterable[_T],
+        executor: Callable[[list[_T]], Sequence[_R | Exception]],
+        return_exceptions: bool,
+        progress: Callable[[int], None] | None,
+    ) -> list[_R]: ...
+    def flush(self) -> None: ...
+    def metrics(self) -> tuple[int, int, float, float, int]: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def thread(self) -> threading.Thread | None: ...
+    def next(self) -> tuple[Callable[[list[Any]], Any], list[Any]] | None: ...
+    def complete(self, results: object) -> None: ...
+    def fail(self, error: BaseException) -> None: ...

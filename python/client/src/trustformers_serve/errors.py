@@ -9,6 +9,8 @@ TrustformersError
         ConnectionBrokenError   the request may have run
         ReplyTimeoutError       the request may have run, and may still
     UnexpectedReplyError        a reply that this server does not give
+    ExecutorError               an executor that failed a whole batch
+    BatcherClosedError          a batcher that takes nothing more
     ApiError                    an error reply of the server, by its code:
         MalformedRequestError, ModelNotFoundError, ... (see ERROR_BY_CODE)
 """
@@ -80,6 +82,14 @@ class ReplyTimeoutError(TransportError):
 
 class UnexpectedReplyError(TrustformersError):
     """A reply that this server does not give: something else listens there, or a proxy answered."""
+
+
+class ExecutorError(TrustformersError, RuntimeError):
+    """An executor raised (`__cause__`) or returned no list of the right length; the message names it."""
+
+
+class BatcherClosedError(TrustformersError, RuntimeError):
+    """The batcher is closed, or was before the item was done."""
 
 
 class ApiError(TrustformersError):
@@ -179,7 +189,7 @@ class InvalidInputError(ApiError):
 
 
 class QueueFullError(ApiError):
-    """The model's queue is full; `retry_after` says when to try again."""
+    """The queue is full; `retry_after` says when to try a server's again."""
 
     code = "queue_full"
     status = 429

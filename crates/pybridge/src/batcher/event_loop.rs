@@ -1,0 +1,75 @@
+//! Answers on their way to an event loop: one call into the loop for all that a batch has for it.
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use super::executor::failure;
+use super::item::Answer;
+
+/// Where the answers for one event loop land.
+#[pyclass(frozen, module = "trustformers_serve._core")]
+pub(crate) struct LoopPort {
+    call_soon_threadsafe: Py<PyAny>,
+    landed: Mutex<Vec<(Py<PyAny>, Answer)>>,
+}
+
+impl LoopPort {
+    /// Leaves an answer; true for the first since the loop last took them, which has to call it.
+    pub(super) fn leave(&self, future: Py<PyAny>, answer: Answer) -> bool {
+        let mut landed = self.landed.lock();
+        landed.push((future, answer));
+        landed.len() == 1
+    }
+
+    /// Has the loop take what landed; a closed loop has nobody left who waits.
+    pub(super) fn call(this: &Bound<'_, Self>) {
+        let port = this.get();
+        if port.call_soon_threadsafe.call1(this.py(), (this,)).is_err() {
+            let lost = std::mem::take(&mut *port.landed.lock());
+            drop(lost);
+        }
+    }
+}
+
+#[pymethods]
+impl LoopPort {
+    #[new]
+    fn new(event_loop: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let call_soon_threadsafe = event_loop.getattr("call_soon_threadsafe")?.unbind();
+        Ok(Self { call_soon_threadsafe, landed: Mutex::new(Vec::new()) })
+    }
+
+    /// Hands every answer that landed to its future; called by the loop.
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let landed = std::mem::take(&mut *self.landed.lock());
+        for (future, answer) in landed {
+            let future = future.bind(py);
+            // Cancelled meanwhile, most likely.
+            if future.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
+                continue;
+            }
+            settle(future, answer)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends a future, of `asyncio` or of `concurrent.futures`.
+pub(super) fn settle(future: &Bound<'_, PyAny>, answer: Answer) -> PyResult<()> {
+    let py = future.py();
+    match answer {
+        Answer::Result(value) => future.call_method1(pyo3::intern!(py, "set_result"), (value,))?,
+        Answer::Error(error) => {
+            let set = pyo3::intern!(py, "set_exception");
+            let done = future.call_method1(set, (error.clone_ref(py),));
+            // A future of asyncio takes no StopIteration.
+            done.or_else(|refused| {
+                if !refused.is_instance_of::<pyo3::exceptions::PyTypeError>(py) {
+                    return Err(refused);
+                }
+                future.call_method1(set, (failure(py, "the item failed with StopIteration", Some(&error)),))
+            })?
+        }
+    };
+    Ok(())
+}

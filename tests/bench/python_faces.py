@@ -1,0 +1,153 @@
+"""`Batcher` beside what it is made against, each item through the scheduler: make bench-python.
+
+Closed-loop threads are beside the same threads that hand their items to one worker under a bare lock and
+condition; asyncio callers beside the bare round trip of a future, without any logic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trustformers_serve as ts
+
+
+def double(items: list[int]) -> list[int]:
+    """The executor: as little as there can be."""
+    return [item * 2 for item in items]
+
+
+def spread(call: Callable[[int], int], threads: int, items: int) -> float:
+    """Items a second of so many threads, each of which sends its next item when it has its answer."""
+
+    def send(start: int) -> None:
+        for item in range(start, start + items // threads):
+            if call(item) != item * 2:
+                raise RuntimeError("somebody got another's result")
+
+    workers = [threading.Thread(target=send, args=(index * items,)) for index in range(threads)]
+    began = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return items / (time.perf_counter() - began)
+
+
+class HandOff:
+    """A queue under a lock and a condition, and a worker that answers all that waits: no limits, no times."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: list[list[int]] = []
+        self._locks: list[threading.Lock] = []
+        self._open = True
+        self._local = threading.local()
+        self._worker = threading.Thread(target=self._work)
+        self._worker.start()
+
+    def call(self, item: int) -> int:
+        """The answer to an item."""
+        lock = getattr(self._local, "lock", None)
+        if lock is None:
+            lock = self._local.lock = threading.Lock()
+            lock.acquire()
+        slot = [item]
+        with self._condition:
+            self._waiting.append(slot)
+            self._locks.append(lock)
+            self._condition.notify()
+        lock.acquire()
+        return slot[0]
+
+    def close(self) -> None:
+        """Ends the worker."""
+        with self._condition:
+            self._open = False
+            self._condition.notify()
+        self._worker.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting:
+                    if not self._open:
+                        return
+                    self._condition.wait()
+                waiting, self._waiting = self._waiting, []
+                locks, self._locks = self._locks, []
+            for slot, lock in zip(waiting, locks, strict=True):
+                slot[0] *= 2
+                lock.release()
+
+
+async def gather(call: Callable[[int], Awaitable[int]], callers: int, items: int) -> float:
+    """Items a second of so many tasks, each of which sends its next item when it has its answer."""
+
+    async def send(start: int) -> None:
+        for item in range(start, start + items // callers):
+            if await call(item) != item * 2:
+                raise RuntimeError("somebody got another's result")
+
+    began = time.perf_counter()
+    await asyncio.gather(*(send(index * items) for index in range(callers)))
+    return items / (time.perf_counter() - began)
+
+
+async def bare_future(item: int) -> int:
+    """The round trip of a future and nothing else."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[int] = loop.create_future()
+    loop.call_soon(future.set_result, item * 2)
+    return await future
+
+
+def measure(items: int) -> dict[str, float]:
+    """Items a second by what was measured, side by side."""
+    found: dict[str, float] = {}
+    for threads in (32, 512):
+        hand_off = HandOff()
+        found[f"hand-off, {threads} threads"] = spread(hand_off.call, threads, items)
+        hand_off.close()
+        with ts.Batcher() as batcher:
+            run = batcher.run
+            found[f"Batcher, {threads} threads"] = spread(
+                lambda item, run=run: run(item, double), threads, items
+            )
+            found[f"Batcher, {threads} threads, p99 ms"] = batcher.metrics().p99_ms
+    with ts.Batcher() as batcher:
+        began = time.perf_counter()
+        batcher.map(range(4 * items), double)
+        found["Batcher.map"] = 4 * items / (time.perf_counter() - began)
+        arun = batcher.arun
+        found["bare future, 1,000 tasks"] = asyncio.run(gather(bare_future, 1000, items))
+        found["Batcher, 1,000 tasks"] = asyncio.run(gather(lambda item: arun(item, double), 1000, items))
+    return found
+
+
+def main() -> None:
+    """Prints the medians of several rounds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=64_000, help="items in each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the rounds")
+    options = parser.parse_args()
+    rounds: list[dict[str, float]] = []
+    for number in range(options.rounds):
+        rounds.append(measure(options.items))
+        print(f"round {number + 1} of {options.rounds} done", flush=True)
+    for name in rounds[0]:
+        values = sorted(found[name] for found in rounds)
+        print(f"{name:32} {values[len(values) // 2]:14,.2f}   ({values[0]:,.2f} to {values[-1]:,.2f})")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rounds, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
