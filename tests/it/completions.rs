@@ -11,8 +11,8 @@ pub(crate) const COMPLETIONS: &str = "/v1/completions";
 /// Serves the built-in language model.
 pub(crate) const TINYLM: &str = "models.tinylm.batching.continuous.kv_cache_memory = '64MB'\n";
 
-/// A prompt that the language model goes on from, the likeliest token each time.
-fn likeliest(tokens: u32) -> Value {
+/// A prompt that the language model goes on from, the likeliest token each time, until there are so many.
+pub(crate) fn endless(tokens: u32) -> Value {
     json!({ "prompt": "The old sailor", "max_tokens": tokens, "temperature": 0, "ignore_eos": true })
 }
 
@@ -64,7 +64,7 @@ fn streamed(events: &[Value]) -> (Vec<String>, Vec<Option<String>>) {
 #[test]
 fn a_completion_has_openais_fields() {
     let running = start(TINYLM);
-    let reply = running.post(COMPLETIONS, &likeliest(8)).ok();
+    let reply = running.post(COMPLETIONS, &endless(8)).ok();
     let keys: Vec<_> = reply.as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["id", "object", "created", "model", "choices", "usage"]);
     assert_eq!((&reply["object"], &reply["model"]), (&json!("text_completion"), &json!("tinylm")));
@@ -82,11 +82,11 @@ fn a_completion_has_openais_fields() {
 fn a_stream_has_the_text_of_the_whole_reply() {
     let running = start(TINYLM);
     for body in [
-        likeliest(40),
-        with(&likeliest(40), json!({ "temperature": 1, "seed": 7, "n": 3 })),
-        with(&likeliest(40), json!({ "stop": [" the ", "."] })),
-        with(&likeliest(40), json!({ "prompt": ["The old sailor", "A girl"] })),
-        with(&likeliest(10), json!({ "echo": true })),
+        endless(40),
+        with(&endless(40), json!({ "temperature": 1, "seed": 7, "n": 3 })),
+        with(&endless(40), json!({ "stop": [" the ", "."] })),
+        with(&endless(40), json!({ "prompt": ["The old sailor", "A girl"] })),
+        with(&endless(10), json!({ "echo": true })),
     ] {
         let whole = running.post(COMPLETIONS, &body).ok();
         let choices = whole["choices"].as_array().unwrap();
@@ -103,7 +103,7 @@ fn a_stream_has_the_text_of_the_whole_reply() {
 #[test]
 fn usage_ends_a_stream_that_asks_for_it() {
     let running = start(TINYLM);
-    let body = with(&likeliest(5), json!({ "stream_options": { "include_usage": true } }));
+    let body = with(&endless(5), json!({ "stream_options": { "include_usage": true } }));
     let events = stream(&running, COMPLETIONS, &body);
     let last = events.last().unwrap();
     assert_eq!(last["choices"], json!([]));
@@ -114,11 +114,11 @@ fn usage_ends_a_stream_that_asks_for_it() {
 #[test]
 fn prompts_are_texts_or_ids_one_or_many() {
     let running = start(TINYLM);
-    let alone = running.post(COMPLETIONS, &likeliest(6)).ok();
+    let alone = running.post(COMPLETIONS, &endless(6)).ok();
     let ids = running.post("/tokenize", &json!({ "prompt": "The old sailor" })).ok()["tokens"].clone();
-    let of_ids = running.post(COMPLETIONS, &with(&likeliest(6), json!({ "prompt": ids }))).ok();
+    let of_ids = running.post(COMPLETIONS, &with(&endless(6), json!({ "prompt": ids }))).ok();
     assert_eq!(text(&of_ids), text(&alone));
-    let many = with(&likeliest(6), json!({ "prompt": [ids, ids] }));
+    let many = with(&endless(6), json!({ "prompt": [ids, ids] }));
     let reply = running.post(COMPLETIONS, &many).ok();
     for (index, choice) in reply["choices"].as_array().unwrap().iter().enumerate() {
         assert_eq!((&choice["index"], choice["text"].as_str()), (&json!(index), Some(text(&alone))));
@@ -129,11 +129,11 @@ fn prompts_are_texts_or_ids_one_or_many() {
 #[test]
 fn the_same_seed_gives_the_same_text_whatever_else_runs() {
     let running = start(TINYLM);
-    let body = with(&likeliest(30), json!({ "temperature": 1.2, "seed": 11 }));
+    let body = with(&endless(30), json!({ "temperature": 1.2, "seed": 11 }));
     let alone = text(&running.post(COMPLETIONS, &body).ok()).to_owned();
     let company: Vec<_> = (0..6)
         .map(|seed| {
-            running.post_later(COMPLETIONS, &with(&likeliest(60), json!({ "temperature": 1, "seed": seed })))
+            running.post_later(COMPLETIONS, &with(&endless(60), json!({ "temperature": 1, "seed": seed })))
         })
         .collect();
     assert_eq!(text(&running.post(COMPLETIONS, &body).ok()), alone);
@@ -147,18 +147,18 @@ fn the_same_seed_gives_the_same_text_whatever_else_runs() {
 #[test]
 fn a_text_ends_before_its_stop_string_or_with_it() {
     let running = start(TINYLM);
-    let whole = text(&running.post(COMPLETIONS, &likeliest(40)).ok()).to_owned();
+    let whole = text(&running.post(COMPLETIONS, &endless(40)).ok()).to_owned();
     // Across token borders: from the middle of one word to the middle of the next.
     let (start, end) = (whole.len() / 3, whole.len() / 3 + 7);
     let stop = &whole[start..end];
     let before = &whole[..whole.find(stop).unwrap()];
-    let reply = running.post(COMPLETIONS, &with(&likeliest(40), json!({ "stop": stop }))).ok();
+    let reply = running.post(COMPLETIONS, &with(&endless(40), json!({ "stop": stop }))).ok();
     assert_eq!(text(&reply), before);
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     assert_eq!(reply["choices"][0]["stop_reason"], stop);
     assert!(reply["usage"]["completion_tokens"].as_u64().unwrap() < 40);
     let included = json!({ "stop": [stop], "include_stop_str_in_output": true });
-    let reply = running.post(COMPLETIONS, &with(&likeliest(40), included)).ok();
+    let reply = running.post(COMPLETIONS, &with(&endless(40), included)).ok();
     assert_eq!(text(&reply), format!("{before}{stop}"));
     running.eventually("its blocks are free", |running| used_blocks(running) == 0.0);
 }
@@ -166,11 +166,11 @@ fn a_text_ends_before_its_stop_string_or_with_it() {
 #[test]
 fn a_stop_token_ends_a_text_and_is_named() {
     let running = start(TINYLM);
-    let logprobs = running.post(COMPLETIONS, &with(&likeliest(5), json!({ "logprobs": 0 }))).ok();
+    let logprobs = running.post(COMPLETIONS, &with(&endless(5), json!({ "logprobs": 0 }))).ok();
     let third = logprobs["choices"][0]["logprobs"]["tokens"][2].as_str().unwrap().to_owned();
     let ids = running.post("/tokenize", &json!({ "prompt": third, "add_special_tokens": false })).ok();
     let id = ids["tokens"][0].clone();
-    let reply = running.post(COMPLETIONS, &with(&likeliest(40), json!({ "stop_token_ids": [id] }))).ok();
+    let reply = running.post(COMPLETIONS, &with(&endless(40), json!({ "stop_token_ids": [id] }))).ok();
     assert_eq!(reply["choices"][0]["stop_reason"], id);
     assert!(reply["usage"]["completion_tokens"].as_u64().unwrap() <= 3);
 }
@@ -192,7 +192,7 @@ fn the_model_ends_its_text_unless_that_is_ignored() {
 #[test]
 fn log_probabilities_are_those_of_the_likeliest_and_of_the_token() {
     let running = start(TINYLM);
-    let reply = running.post(COMPLETIONS, &with(&likeliest(4), json!({ "logprobs": 3 }))).ok();
+    let reply = running.post(COMPLETIONS, &with(&endless(4), json!({ "logprobs": 3 }))).ok();
     let logprobs = &reply["choices"][0]["logprobs"];
     let tokens = logprobs["tokens"].as_array().unwrap();
     assert_eq!(tokens.iter().map(|token| token.as_str().unwrap()).collect::<String>(), text(&reply));
@@ -212,7 +212,7 @@ fn log_probabilities_are_those_of_the_likeliest_and_of_the_token() {
 #[test]
 fn a_prompt_is_scored_without_a_token_after_it() {
     let running = start(TINYLM);
-    let body = with(&likeliest(3), json!({ "echo": true, "logprobs": 2 }));
+    let body = with(&endless(3), json!({ "echo": true, "logprobs": 2 }));
     let longer = running.post(COMPLETIONS, &body).ok();
     let prompt = longer["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
     let body = with(&body, json!({ "max_tokens": 0 }));
@@ -241,7 +241,7 @@ fn tokens_begin_in_the_text_where_they_are_said_to() {
     let running = start(TINYLM);
     // Characters of two, three and four bytes, each a token of its own.
     let prompt = "Ein süßer € für 🙂 und 漢字. The old sailor";
-    let plain = with(&likeliest(30), json!({ "prompt": prompt, "echo": true, "logprobs": 0 }));
+    let plain = with(&endless(30), json!({ "prompt": prompt, "echo": true, "logprobs": 0 }));
     let whole = running.post(COMPLETIONS, &plain).ok();
     let characters: Vec<char> = text(&whole).chars().collect();
     let end: String = characters[characters.len() - 12..characters.len() - 3].iter().collect();
@@ -272,7 +272,7 @@ fn tokens_begin_in_the_text_where_they_are_said_to() {
 #[test]
 fn the_best_of_many_comes_first() {
     let running = start(TINYLM);
-    let body = with(&likeliest(12), json!({ "temperature": 1, "seed": 3, "logprobs": 0 }));
+    let body = with(&endless(12), json!({ "temperature": 1, "seed": 3, "logprobs": 0 }));
     let mean = |choice: &Value| {
         let values = choice["logprobs"]["token_logprobs"].as_array().unwrap();
         values.iter().map(|value| value.as_f64().unwrap()).sum::<f64>() / values.len() as f64
@@ -292,7 +292,7 @@ fn the_best_of_many_comes_first() {
 fn prompts_that_begin_alike_are_computed_once() {
     let running = start(TINYLM);
     let prompt: Vec<u32> = (4..104).collect();
-    let body = with(&likeliest(4), json!({ "prompt": prompt }));
+    let body = with(&endless(4), json!({ "prompt": prompt }));
     let first = running.post(COMPLETIONS, &body).ok();
     assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     let second = running.post(COMPLETIONS, &body).ok();
@@ -308,8 +308,8 @@ pub(crate) fn used_blocks(running: &Running) -> f64 {
     running.metric("trustformers_kv_blocks{model=\"tinylm\",state=\"used\",version=\"1\"}")
 }
 
-/// A stream that has begun.
-fn begun(running: &Running, body: &Value) -> Connection {
+/// A stream of which something has come.
+pub(crate) fn begun(running: &Running, body: &Value) -> Connection {
     let mut connection = running.post_later(COMPLETIONS, &with(body, json!({ "stream": true })));
     connection.read_until("data: ");
     connection
@@ -318,7 +318,7 @@ fn begun(running: &Running, body: &Value) -> Connection {
 #[test]
 fn clients_who_leave_free_their_blocks() {
     let running = start(&format!("{TINYLM}models.tinylm.batching.continuous.max_sequences = 16\n"));
-    let body = likeliest(1900);
+    let body = endless(1900);
     for _ in 0..10 {
         let streams: Vec<_> = (0..10).map(|_| begun(&running, &body)).collect();
         assert!(used_blocks(&running) > 0.0);
@@ -333,7 +333,7 @@ fn clients_who_leave_free_their_blocks() {
     let sequences = "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
     assert_eq!(running.metric(sequences), 0.0);
     running.eventually("all are counted", |running| running.outcomes("tinylm", "cancelled") >= 100.0);
-    assert!(running.post(COMPLETIONS, &likeliest(3)).ok()["usage"]["completion_tokens"] == 3);
+    assert!(running.post(COMPLETIONS, &endless(3)).ok()["usage"]["completion_tokens"] == 3);
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn more_texts_than_the_cache_holds_are_all_answered_alike() {
     // In f32 a token does not depend on the company that it is computed in. 24 blocks: 4 of these texts at once.
     let exact = "models.tinylm.dtype = 'f32'\n";
     let small = format!("{exact}models.tinylm.batching.continuous.kv_cache_memory = '500KB'\n");
-    let body = |index: u32| with(&likeliest(80), json!({ "prompt": [4 + index, 5, 6, 7] }));
+    let body = |index: u32| with(&endless(80), json!({ "prompt": [4 + index, 5, 6, 7] }));
     let running = start(&format!("{exact}{TINYLM}"));
     let alone: Vec<_> = (0..20).map(|index| running.post(COMPLETIONS, &body(index)).ok()).collect();
     let crowded = start(&small);

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::client::JSON;
-use crate::completions::{COMPLETIONS, TINYLM, used_blocks, with};
+use crate::client::{Connection, JSON};
+use crate::completions::{COMPLETIONS, TINYLM, begun, endless, used_blocks, with};
 use crate::errors::Refused;
 use crate::fixtures::{language_model, replace};
 use crate::harness::{INSTANT, Running, builtin_models, quoted, start, start_settled};
@@ -16,9 +16,12 @@ fn serve(line: &str) -> Running {
     start(&format!("{INSTANT}{TINYLM}{line}"))
 }
 
-/// A text that only its number of tokens ends.
-fn endless(tokens: u32) -> Value {
-    json!({ "prompt": "The old sailor", "max_tokens": tokens, "temperature": 0, "ignore_eos": true })
+/// A text that generates, and one that waits because only one may.
+fn one_waits(running: &Running) -> (Connection, Connection) {
+    let first = begun(running, &endless(2000));
+    let second = running.post_later(COMPLETIONS, &endless(2));
+    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    (first, second)
 }
 
 /// Asserts that a request with these fields is refused in these words, and counted by `model`; empty: by none.
@@ -198,17 +201,14 @@ fn prompts_that_only_some_of_have_room_are_all_refused() {
     let running = serve(
         "models.tinylm.batching.max_queue_size = 3\nmodels.tinylm.batching.continuous.max_sequences = 1\n",
     );
-    let mut first = running.post_later(COMPLETIONS, &with(&endless(2000), json!({ "stream": true })));
-    first.read_until("data: ");
-    let second = running.post_later(COMPLETIONS, &endless(2));
-    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    let held = one_waits(&running);
     let reply = running.post(COMPLETIONS, &with(&endless(2), json!({ "prompt": ["a", "b", "c"] })));
     assert_eq!((reply.status, reply.code().as_str()), (429, "queue_full"));
     assert!(reply.header("retry-after").is_some());
     let stats = generation(&running);
     assert_eq!((&stats["admitted"], &stats["cancelled"]), (&json!(2), &json!(0)));
     assert_eq!(stats["refused"], json!({ "queue_full": 1 }));
-    drop((first, second));
+    drop(held);
 }
 
 #[test]
@@ -226,10 +226,7 @@ fn a_full_queue_says_when_to_try_again() {
     let running = serve(
         "models.tinylm.batching.continuous.max_sequences = 1\nmodels.tinylm.batching.max_queue_size = 1\n",
     );
-    let mut first = running.post_later(COMPLETIONS, &with(&endless(2000), json!({ "stream": true })));
-    first.read_until("data: ");
-    let second = running.post_later(COMPLETIONS, &endless(2));
-    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    let held = one_waits(&running);
     let third = running.post(COMPLETIONS, &endless(2));
     assert_eq!((third.status, third.code().as_str()), (429, "queue_full"));
     assert_eq!(third.json()["error"]["type"], "rate_limit_error");
@@ -241,7 +238,7 @@ fn a_full_queue_says_when_to_try_again() {
     let wait: u64 = third.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((1..60).contains(&wait), "{wait}");
     assert_eq!(running.rejections("tinylm", "queue_full"), 3.0);
-    drop((first, second));
+    drop(held);
     running.eventually("its blocks are free", |running| used_blocks(running) == 0.0);
 }
 

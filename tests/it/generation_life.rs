@@ -3,19 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::client::Connection;
-use crate::completions::{COMPLETIONS, TINYLM, events, used_blocks, with};
+use crate::completions::{COMPLETIONS, TINYLM, begun, endless, events, used_blocks, with};
 use crate::harness::{Running, start, threads_named};
-
-fn endless(tokens: u32) -> Value {
-    json!({ "prompt": "The old sailor", "max_tokens": tokens, "temperature": 0, "ignore_eos": true })
-}
-
-/// A stream of which something has come.
-fn begun(running: &Running, tokens: u32) -> Connection {
-    let mut connection = running.post_later(COMPLETIONS, &with(&endless(tokens), json!({ "stream": true })));
-    connection.read_until("data: ");
-    connection
-}
 
 /// What is left of a stream: its text's end, or its error's code.
 fn outcome(connection: &mut Connection) -> String {
@@ -32,7 +21,7 @@ fn outcome(connection: &mut Connection) -> String {
 #[test]
 fn a_stopping_server_lets_streams_end() {
     let running = start(TINYLM);
-    let mut text = begun(&running, 600);
+    let mut text = begun(&running, &endless(600));
     running.server.stop();
     assert_eq!(outcome(&mut text), "length");
     assert_eq!(threads_named("tinylm"), 0);
@@ -41,7 +30,7 @@ fn a_stopping_server_lets_streams_end() {
 #[test]
 fn a_stream_that_is_cut_off_says_so() {
     let running = start(&format!("server.shutdown_timeout = '50ms'\n{TINYLM}"));
-    let mut text = begun(&running, 2000);
+    let mut text = begun(&running, &endless(2000));
     running.server.stop();
     assert_eq!(outcome(&mut text), "shutting_down");
 }
@@ -49,7 +38,7 @@ fn a_stream_that_is_cut_off_says_so() {
 #[test]
 fn an_unloaded_model_ends_its_texts_first() {
     let running = start(TINYLM);
-    let mut text = begun(&running, 600);
+    let mut text = begun(&running, &endless(600));
     running.post("/models/tinylm/unload", &json!(null)).ok();
     assert_eq!(outcome(&mut text), "length");
     let reply = running.post(COMPLETIONS, &with(&endless(1), json!({ "model": "tinylm" })));
@@ -63,7 +52,7 @@ fn an_unloaded_model_ends_its_texts_first() {
 fn a_reload_loses_no_text() {
     // One thread: LibTorch's helpers have their caller's name.
     let running = start(&format!("{TINYLM}models.tinylm.threads = 1\n"));
-    let mut texts: Vec<_> = (0..4).map(|_| begun(&running, 300)).collect();
+    let mut texts: Vec<_> = (0..4).map(|_| begun(&running, &endless(300))).collect();
     let mut reload = running.post_later("/models/tinylm/load", &json!(null));
     let during: Vec<_> = (0..8).map(|_| running.post(COMPLETIONS, &endless(20))).collect();
     reload.reply().ok();
@@ -92,7 +81,7 @@ fn the_gauges_are_those_of_the_model_that_answers() {
     running.post("/models/tinylm/load", &json!(null)).ok();
     assert_eq!(running.metric(cached), 0.0, "the replacement has cached nothing");
     running.post(COMPLETIONS, &endless(40)).ok();
-    let mut text = begun(&running, 600);
+    let mut text = begun(&running, &endless(600));
     running.post("/models/tinylm/unload", &json!(null)).ok();
     assert_eq!(outcome(&mut text), "length");
     assert_eq!(gauges(&running), [""; 0]);

@@ -156,16 +156,25 @@ def test_flush_runs_what_is_queued_and_returns_when_it_is_done() -> None:
         assert not later.done(), "what comes after a flush waits its window"
 
 
+def crowd(batcher: ts.Batcher, held: Held) -> tuple[list[Future[int]], threading.Thread, list[int]]:
+    """Fills a batcher of batches and places of two: one runs, one waits, and a thread waits for a place.
+
+    With the thread comes the list that gets its result.
+    """
+    futures: list[Future[int]] = [batcher.submit(item, held) for item in range(2)]
+    held.wait_entered()
+    futures += [batcher.submit(item, held) for item in range(2, 4)]
+    late: list[int] = []
+    thread = threading.Thread(target=lambda: late.append(batcher.run(4, held)))
+    thread.start()
+    time.sleep(0.02)
+    return futures, thread, late
+
+
 def test_flush_waits_for_what_runs_and_for_who_waits_for_a_place() -> None:
     held = Held()
     with ts.Batcher(max_batch=2, max_wait_ms=HOUR_MS, max_queue=2) as batcher:
-        futures = [batcher.submit(item, held) for item in range(2)]
-        held.wait_entered()
-        futures += [batcher.submit(item, held) for item in range(2, 4)]
-        late: list[int] = []
-        thread = threading.Thread(target=lambda: late.append(batcher.run(4, held)))
-        thread.start()
-        time.sleep(0.02)
+        futures, thread, late = crowd(batcher, held)
         flushers = [threading.Thread(target=batcher.flush) for _ in range(3)]
         for flusher in flushers:
             flusher.start()
@@ -182,13 +191,7 @@ def test_flush_waits_for_what_runs_and_for_who_waits_for_a_place() -> None:
 def test_close_answers_everyone_and_then_refuses() -> None:
     held = Held()
     batcher = ts.Batcher(max_batch=2, max_wait_ms=HOUR_MS, max_queue=2)
-    futures = [batcher.submit(item, held) for item in range(2)]
-    held.wait_entered()
-    futures += [batcher.submit(item, held) for item in range(2, 4)]
-    blocked: list[int] = []
-    thread = threading.Thread(target=lambda: blocked.append(batcher.run(4, held)))
-    thread.start()
-    time.sleep(0.02)
+    futures, thread, blocked = crowd(batcher, held)
     closers = [threading.Thread(target=batcher.close) for _ in range(3)]
     for closer in closers:
         closer.start()
