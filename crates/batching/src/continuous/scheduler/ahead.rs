@@ -35,9 +35,8 @@ impl Scheduler {
         let decodes = draft.work.len();
         draft.prompt_left = self.prompt_budget(decodes);
         self.plan_prompts(now, &mut draft);
-        let mut planned = |id| {
-            self.sequences.get_mut(&id).map_or(0, |sequence| std::mem::take(&mut sequence.planned))
-        };
+        let mut planned =
+            |id| self.sequences.get_mut(&id).map_or(0, |sequence| std::mem::take(&mut sequence.planned));
         let counts = draft.work.iter().map(|work| (work.sequence, planned(work.sequence)));
         let mut prompts: Vec<_> = counts.collect();
         let ahead = Ahead {

@@ -73,11 +73,7 @@ impl Scheduler {
 
     /// A step in which nobody is yet.
     pub(super) fn draft(&self) -> Draft {
-        Draft {
-            left: self.config.max_step_tokens as usize,
-            score_left: SCORED_CHUNK,
-            ..Draft::default()
-        }
+        Draft { left: self.config.max_step_tokens as usize, score_left: SCORED_CHUNK, ..Draft::default() }
     }
 
     /// How many of those that run take one token in the next step.
