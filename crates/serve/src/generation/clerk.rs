@@ -47,8 +47,8 @@ impl Clerk {
     }
 
     /// Leaves a report to the thread; gives it back where there is none any more.
-    pub(super) fn attend(&self, report: Report) -> Result<(), Report> {
-        self.desk.send(report).map_err(|SendError(report)| report)
+    pub(super) fn attend(&self, report: Report) -> Option<Report> {
+        self.desk.send(report).err().map(|SendError(report)| report)
     }
 
     /// Returns when all reports have been attended to.

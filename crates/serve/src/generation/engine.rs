@@ -354,7 +354,7 @@ impl Shared {
     }
 
     fn leave(&self, clerk: &Clerk, report: Report) {
-        if let Err(report) = clerk.attend(report) {
+        if let Some(report) = clerk.attend(report) {
             self.attend(report);
         }
     }
