@@ -23,6 +23,7 @@ from trustformers_serve._core import __version__  # noqa: E402
 from trustformers_serve.config import ServerConfig  # noqa: E402
 from trustformers_serve.errors import (  # noqa: E402
     ApiError,
+    AuthenticationError,
     BatcherClosedError,
     BodyTooLargeError,
     BreakerOpenError,
@@ -33,8 +34,10 @@ from trustformers_serve.errors import (  # noqa: E402
     ExecutorError,
     HeadersTooLargeError,
     InvalidInputError,
+    ItemTooLargeError,
     MalformedRequestError,
     MethodNotAllowedError,
+    MissingExtraError,
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -73,6 +76,7 @@ _LAZY = {
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "AuthenticationError",
     "Batcher",
     "BatcherClosedError",
     "BatcherMetrics",
@@ -86,8 +90,10 @@ __all__ = [
     "ExecutorError",
     "HeadersTooLargeError",
     "InvalidInputError",
+    "ItemTooLargeError",
     "MalformedRequestError",
     "MethodNotAllowedError",
+    "MissingExtraError",
     "ModelFailedError",
     "ModelNotFoundError",
     "ModelNotReadyError",
