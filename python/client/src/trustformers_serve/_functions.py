@@ -5,9 +5,8 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
-import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -59,8 +58,10 @@ def without_parentheses(decorator: str, function: Any) -> DecorationError:
 
 def names_of_caller() -> dict[str, Any]:
     """The local names where the decorator that calls this is used."""
-    frame = sys._getframe(2)  # noqa: SLF001 - the documented way to a caller's names
-    return frame.f_locals
+    here = inspect.currentframe()
+    decorator = None if here is None else here.f_back
+    caller = None if decorator is None else decorator.f_back
+    return {} if caller is None else caller.f_locals
 
 
 def check_kind(function: Any, decorator: str) -> None:
@@ -184,7 +185,7 @@ def _hints(function: Any, names: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(target, functools.partial):
             target = cast("functools.partial[Any]", target).func
         elif hasattr(target, "__wrapped__"):
-            target = cast("Callable[..., Any]", target).__wrapped__
+            target = target.__wrapped__
         else:
             break
     if not inspect.isroutine(target):

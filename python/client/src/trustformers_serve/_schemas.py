@@ -21,7 +21,7 @@ class Schema:
         type: The model.
     """
 
-    def __init__(self, model: type[pydantic.BaseModel], function: str) -> None:
+    def __init__(self, model: Any, function: str) -> None:
         """Of the function that messages name so.
 
         Raises:
@@ -31,7 +31,7 @@ class Schema:
 
         if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
             raise DecorationError(f"the input_schema of {function} must be a pydantic model, not {model!r}")
-        self.type = model
+        self.type: type[pydantic.BaseModel] = model
         self._function = function
 
     def read(self, item: Any) -> pydantic.BaseModel:

@@ -113,7 +113,7 @@ def _dtype_in(source: Any) -> str | None:
                 import numpy as np
 
                 # An abstract one, as `np.floating`, says less than a dtype.
-                return None if scalar in _abstract() else np.dtype(scalar).name
+                return None if scalar in _abstract() else str(np.dtype(cast("Any", scalar)))
     return None
 
 
@@ -141,7 +141,7 @@ def _read_numpy(value: Any, dtype: str | None) -> Array:
             f"must be an array, or nested lists of numbers, not {type(cast('Any', value)).__name__}"
         )
     try:
-        array = cast("Array", np.asarray(value))
+        array: Array = np.asarray(value)
     except ValueError:
         raise _misfit("must be an array, or nested lists of one length at each depth") from None
     if array.size == 0 and not isinstance(value, np.ndarray) and dtype is not None:
@@ -149,10 +149,10 @@ def _read_numpy(value: Any, dtype: str | None) -> Array:
     given = f" of {array.dtype}" if isinstance(value, np.ndarray) else f", not {_kind(value)}"
     if array.dtype.kind not in "biuf":
         raise _misfit(f"must be an array of numbers, or nested lists of them{given}")
-    if dtype is None or array.dtype.name == dtype:
+    if dtype is None or str(array.dtype) == dtype:
         return array
     with np.errstate(all="ignore"):
-        cast_array = cast("Array", array.astype(dtype))
+        cast_array: Array = array.astype(dtype)
     if not _kept(array, cast_array):
         raise _misfit(f"has numbers that are none of {dtype}")
     return cast_array
@@ -182,7 +182,7 @@ def _read_torch(value: Any, dtype: str | None) -> Any:
         if not isinstance(value, np.ndarray) and array.dtype == np.float64 and dtype is None:
             # As torch reads lists.
             array = array.astype(np.float32)
-        value = torch.from_numpy(array if array.flags.writeable else array.copy())
+        value = cast("Any", torch).from_numpy(array if array.flags.writeable else np.array(array))
     if dtype is None or value.dtype == getattr(torch, dtype):
         return value
     converted = value.to(getattr(torch, dtype))

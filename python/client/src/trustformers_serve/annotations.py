@@ -11,7 +11,7 @@ import functools
 import operator
 import types
 import typing
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 from trustformers_serve._tensor import Tensor, is_array
 from trustformers_serve.errors import DecorationError, ValidationError
@@ -108,16 +108,15 @@ def _prepared(annotation: Any) -> Any:
     if is_array(annotation):
         return Annotated[annotation, Tensor()]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        base, *metadata = arguments
-        if any(isinstance(part, Tensor) for part in metadata):
-            return annotation
-        return Annotated[(_prepared(base), *metadata)]
-    if origin is None or origin is typing.Literal or not arguments:
+    described = any(isinstance(part, Tensor) for part in arguments)
+    if described or origin is typing.Literal:
         return annotation
+    if origin is Annotated:
+        return Annotated[(_prepared(arguments[0]), *arguments[1:])]
     prepared = tuple(_prepared(argument) for argument in arguments)
     if all(map(operator.is_, prepared, arguments)):
+        # Those without arguments too.
         return annotation
     if origin in {Union, types.UnionType}:
-        return functools.reduce(operator.or_, prepared)
+        return cast("Any", Union)[prepared]
     return origin[prepared]

@@ -235,7 +235,7 @@ class Batched(Protocol[T_contra, R_co]):
         ...
 
 
-class BatchedMethod(Protocol[S, T, R]):
+class BatchedMethod(Protocol[S_contra, T_contra, R_co]):
     """A coroutine method of one item; made by `batch`. Instances share no batches.
 
     Attributes:
@@ -247,12 +247,12 @@ class BatchedMethod(Protocol[S, T, R]):
     __qualname__: str
 
     @overload
-    def __get__(self, instance: None, owner: type[S]) -> BatchedMethod[S, T, R]: ...
+    def __get__(self, instance: None, owner: type[S_contra]) -> BatchedMethod[S_contra, T_contra, R_co]: ...
     @overload
-    def __get__(self, instance: S, owner: type[S] | None = None) -> Batched[T, R]: ...
+    def __get__(self, instance: S_contra, owner: type[S_contra] | None = None) -> Batched[T_contra, R_co]: ...
     def __call__(
-        self, instance: S, item: T | Mapping[str, Any], /, *, priority: Priority | None = None
-    ) -> Coroutine[Any, Any, R]:
+        self, instance: S_contra, item: T_contra | Mapping[str, Any], /, *, priority: Priority | None = None
+    ) -> Coroutine[Any, Any, R_co]:
         """The result of `item` for `instance`."""
         ...
 
@@ -367,6 +367,7 @@ def batch(
 def batched(function: Callable[..., Any], batcher: FunctionBatcher) -> Any:
     """The coroutine function whose calls go through `batcher` to `function`."""
     run = batcher.run
+    call: Any
     if batcher.is_method:
 
         async def call_method(instance: Any, item: Any, *, priority: Priority | None = None) -> Any:
@@ -380,5 +381,5 @@ def batched(function: Callable[..., Any], batcher: FunctionBatcher) -> Any:
 
         call = call_function
     functools.update_wrapper(call, function)
-    call.batcher = batcher  # pyright: ignore[reportFunctionMemberAccess]
+    call.batcher = batcher
     return call
