@@ -4,6 +4,7 @@
 - `Client`, `AsyncClient`: callers of a server anywhere.
 - `autobatch`, `Batcher`: batching in this process, of any Python function, over threads.
 - `batch`: the same over the callers of an event loop; `register`, `registry`: functions as models.
+- `App`, `load_app`: models that are batched as their annotations say.
 - `TrustformersError` and its subclasses: one class for each error code of the server.
 
 Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
@@ -66,6 +67,7 @@ from trustformers_serve.server import Server  # noqa: E402
 if TYPE_CHECKING:
     from trustformers_serve import registry
     from trustformers_serve.annotations import Tensor
+    from trustformers_serve.app import App, load_app
     from trustformers_serve.async_client import AsyncClient
     from trustformers_serve.batcher import Batcher, BatcherMetrics
     from trustformers_serve.batching import Breaker, batch
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from trustformers_serve.registry import ModelInfo, Registry, register
 
 _LAZY = {
+    "App": "trustformers_serve.app",
     "AsyncClient": "trustformers_serve.async_client",
     "Batcher": "trustformers_serve.batcher",
     "BatcherMetrics": "trustformers_serve.batcher",
@@ -84,11 +87,13 @@ _LAZY = {
     "Tensor": "trustformers_serve.annotations",
     "autobatch": "trustformers_serve.decorators",
     "batch": "trustformers_serve.batching",
+    "load_app": "trustformers_serve.app",
     "register": "trustformers_serve.registry",
 }
 
 __all__ = [
     "ApiError",
+    "App",
     "AsyncClient",
     "Batcher",
     "BatcherClosedError",
@@ -138,6 +143,7 @@ __all__ = [
     "__version__",
     "autobatch",
     "batch",
+    "load_app",
     "register",
     "registry",
 ]

@@ -7,7 +7,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
 from trustformers_serve.errors import DecorationError
@@ -16,7 +16,7 @@ WORKER_ID = "worker_id"
 """The parameter that gets the number of the worker that runs a batch."""
 
 _LISTS = (list, collections.abc.Sequence)
-_STREAMS = (
+STREAMS = (
     collections.abc.Iterator,
     collections.abc.Iterable,
     collections.abc.Generator,
@@ -110,6 +110,11 @@ def is_coroutine(function: Any) -> bool:
     return inspect.iscoroutinefunction(_code_of(function))
 
 
+def is_async_generator(function: Any) -> bool:
+    """Whether it is an asynchronous generator function."""
+    return inspect.isasyncgenfunction(_code_of(function))
+
+
 def is_generator(function: Any) -> bool:
     """Whether it yields, in either way."""
     code = _code_of(function)
@@ -136,11 +141,32 @@ def shape_of(function: Any, names: Mapping[str, Any]) -> Shape:
     output = hints.get("return", Any)
     return Shape(
         inputs={parameter: hints.get(parameter, Any) for parameter in parameters},
-        output=element_of(output, _STREAMS) if streaming else output,
+        output=element_of(output, STREAMS) if streaming else output,
         streaming=streaming,
         coroutine=is_coroutine(function),
         annotated="return" in hints,
     )
+
+
+def shape_of_model(function: Any, names: Mapping[str, Any], streaming: bool) -> Shape:
+    """As `shape_of`; of what can be called with an item, or with several values by name.
+
+    Raises:
+        DecorationError: It takes nothing, or what cannot be given by name.
+    """
+    check_kind(function, "app.model")
+    shape = shape_of(function, names)
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    if not kinds or variadic & set(kinds):
+        raise DecorationError(f"{name(function)} must have parameters, each with a name of its own")
+    if len(kinds) == 1 and kinds[0] is inspect.Parameter.KEYWORD_ONLY:
+        raise DecorationError(f"{name(function)} must take its item by position")
+    if len(kinds) > 1 and inspect.Parameter.POSITIONAL_ONLY in kinds:
+        raise DecorationError(f"{name(function)} must take its {len(kinds)} parameters by name")
+    if streaming and not shape.streaming:
+        return replace(shape, streaming=True, output=element_of(shape.output, STREAMS))
+    return shape
 
 
 def shape_of_items(function: Any, names: Mapping[str, Any]) -> Shape:
@@ -149,12 +175,25 @@ def shape_of_items(function: Any, names: Mapping[str, Any]) -> Shape:
     batcher = getattr(function, "batcher", None)
     if batcher is None:
         return shape
-    inputs = {parameter: kind for parameter, kind in shape.inputs.items() if parameter != WORKER_ID}
+    inputs = [parameter for parameter in shape.inputs if parameter != WORKER_ID]
     if len(inputs) != 1:
         raise DecorationError(f"{name(function)} is a method: what is registered is that of an instance")
-    ((parameter, kind),) = inputs.items()
-    of_item = getattr(batcher, "input_schema", None) or element_of(kind, _LISTS)
-    return Shape({parameter: of_item}, element_of(shape.output, _LISTS), False, shape.coroutine, True)
+    of_items = shape_of_one(shape)
+    schema = getattr(batcher, "input_schema", None)
+    return of_items if schema is None else replace(of_items, inputs=dict.fromkeys(inputs, schema))
+
+
+def shape_of_one(shape: Shape) -> Shape:
+    """That of one item, of a function of a list of them."""
+    return replace(
+        shape,
+        inputs={
+            parameter: element_of(kind, _LISTS)
+            for parameter, kind in shape.inputs.items()
+            if parameter != WORKER_ID
+        },
+        output=element_of(shape.output, _LISTS),
+    )
 
 
 def element_of(annotation: Any, origins: tuple[Any, ...]) -> Any:
@@ -167,6 +206,8 @@ def element_of(annotation: Any, origins: tuple[Any, ...]) -> Any:
 
 def is_list(annotation: Any) -> bool:
     """Whether it is `list`, with or without the type of its elements."""
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
     return annotation is list or typing.get_origin(annotation) is list
 
 
@@ -180,7 +221,7 @@ def _code_of(function: Any) -> Any:
 
 
 def _hints(function: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-    target = function
+    target: Any = function
     while True:
         if isinstance(target, functools.partial):
             target = cast("functools.partial[Any]", target).func

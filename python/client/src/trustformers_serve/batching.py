@@ -73,14 +73,14 @@ class Settings:
             ValueError: One is out of range; the message names it.
         """
         for name in ("max_batch_size", "max_queue_size", "workers"):
-            _require(name, getattr(self, name), lambda value: 1 <= value <= _MOST, ">= 1")
-        _require("breaker.failures", self.breaker.failures, lambda value: 0 <= value <= _MOST, ">= 0")
-        _require("max_wait_time", self.max_wait_time, lambda value: value >= 0, ">= 0")
+            check_limit(name, getattr(self, name), lambda value: 1 <= value <= _MOST, ">= 1")
+        check_limit("breaker.failures", self.breaker.failures, lambda value: 0 <= value <= _MOST, ">= 0")
+        check_limit("max_wait_time", self.max_wait_time, lambda value: value >= 0, ">= 0")
         seconds = {name: getattr(self, name) for name in ("target_latency", "latency_slo", "priority_ageing")}
         seconds |= {"breaker.window": self.breaker.window, "breaker.open": self.breaker.open}
         for name, value in seconds.items():
             if value is not None:
-                _require(name, value, lambda value: value > 0, "> 0")
+                check_limit(name, value, lambda value: value > 0, "> 0")
         if self.target_latency is not None and self.latency_slo is not None:
             raise ValueError("target_latency is a latency_slo that batches are sized by: give one of them")
         if self.isolation not in {"bisect", "none"}:
@@ -99,7 +99,12 @@ class Settings:
         }
 
 
-def _require(name: str, value: float, holds: Callable[[float], bool], range_: str) -> None:
+def check_limit(name: str, value: float, holds: Callable[[float], bool], range_: str) -> None:
+    """Checks one limit.
+
+    Raises:
+        ValueError: It is out of range.
+    """
     if not (math.isfinite(value) and holds(value)):
         raise ValueError(f"{name} must be {range_}, not {value}")
 

@@ -7,14 +7,22 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from trustformers_serve import _core, _functions
-from trustformers_serve.errors import ConfigurationError, ModelNotFoundError, VersionNotFoundError
+from trustformers_serve.annotations import check
+from trustformers_serve.errors import (
+    ConfigurationError,
+    InputTypeError,
+    ModelNotFoundError,
+    ValidationError,
+    VersionNotFoundError,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +50,40 @@ class ModelInfo:
     streaming: bool
     input_types: dict[str, Any]
     output_type: Any
+
+    def arguments(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `function` is called with for `item`, checked against the annotations.
+
+        With one parameter the item is its value, with several a mapping of them.
+
+        Raises:
+            ValidationError: It does not fit; the message names the parameter.
+        """
+        if getattr(getattr(self.function, "batcher", None), "input_schema", None) is not None:
+            # The function checks it, wrapped or not.
+            return (item,), {}
+        if len(self.input_types) == 1:
+            ((parameter, kind),) = self.input_types.items()
+            return (check(kind, item, parameter),), {}
+        if not isinstance(item, Mapping):
+            listed = ", ".join(self.input_types)
+            raise InputTypeError(f"{self.name} takes a mapping of {listed}, not {type(item).__name__}")
+        given = cast("Mapping[str, Any]", item)
+        parameters = inspect.signature(self.function).parameters
+        unknown = [name for name in given if name not in self.input_types]
+        missing = [
+            name
+            for name in self.input_types
+            if name not in given and parameters[name].default is inspect.Parameter.empty
+        ]
+        if unknown or missing:
+            problems = [f"{name}: unknown" for name in unknown] + [f"{name}: missing" for name in missing]
+            raise ValidationError(
+                f"{self.name}: {'; '.join(problems)}; it takes {', '.join(self.input_types)}"
+            )
+        return (), {
+            name: check(kind, given[name], name) for name, kind in self.input_types.items() if name in given
+        }
 
 
 class Registry:
