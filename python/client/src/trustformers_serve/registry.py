@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from trustformers_serve import _core, _functions
-from trustformers_serve.annotations import check
+from trustformers_serve.annotations import check, require
 from trustformers_serve.errors import (
     ConfigurationError,
     InputTypeError,
@@ -78,9 +78,8 @@ class ModelInfo:
         ]
         if unknown or missing:
             problems = [f"{name}: unknown" for name in unknown] + [f"{name}: missing" for name in missing]
-            raise ValidationError(
-                f"{self.name}: {'; '.join(problems)}; it takes {', '.join(self.input_types)}"
-            )
+            listed = ", ".join(self.input_types)
+            raise ValidationError(f"{self.name}: {'; '.join(problems)}; it takes {listed}")
         return (), {
             name: check(kind, given[name], name) for name, kind in self.input_types.items() if name in given
         }
@@ -188,6 +187,8 @@ def register(name: str | None = None, version: str = "1") -> Callable[[F], F]:
     def decorate(function: F) -> F:
         _functions.check_kind(function, "register")
         shape = _functions.shape_of_items(function, _functions.names_of_caller())
+        for parameter, kind in shape.inputs.items():
+            require(kind, f"{parameter} of {_functions.name(function)}")
         _registered.add(
             ModelInfo(
                 name=_functions.name(function).rpartition(".")[2] if name is None else name,
