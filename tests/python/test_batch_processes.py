@@ -112,7 +112,7 @@ def test_a_forked_child_starts_empty_and_the_parent_keeps_its_work() -> None:
         return [sum(items)] * len(items)
 
     async def pair(first: int, second: int) -> list[int]:
-        return await asyncio.wait_for(asyncio.gather(paired(first), paired(second)), 10)
+        return [*await asyncio.wait_for(asyncio.gather(paired(first), paired(second)), 10)]
 
     def child_of(parent: asyncio.AbstractEventLoop) -> int:
         child = os.fork()

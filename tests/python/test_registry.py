@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nowhere import Missing  # pyright: ignore[reportMissingImports]
 
 
+Vector = Annotated[np.ndarray, ts.Tensor("f32", (3,))]
+
+
 @pytest.fixture(autouse=True)
 def empty() -> Iterator[None]:
     registry.clear()
@@ -116,12 +119,18 @@ def test_annotations_are_resolved_with_their_metadata_and_local_names() -> None:
     class Local:
         pass
 
-    Vector = Annotated[np.ndarray, ts.Tensor("f32", (3,))]  # noqa: N806
-
     @ts.register()
-    def combine(vector: Vector, local: Local, anything, more: int | None = None) -> list[Local]:  # pyright: ignore
+    def combine(vector: Vector, local: Local, anything: Any, more: int | None = None) -> list[Local]:
         return [local]
 
+    @ts.register()
+    def bare(item: Any) -> Any:
+        return item
+
+    bare.__annotations__ = {}
+    ts.register("bare")(bare)
+    assert registry.get("bare").input_types == {"item": Any}
+    assert registry.get("bare").output_type is Any
     info = registry.get("combine")
     assert info.input_types == {"vector": Vector, "local": Local, "anything": Any, "more": int | None}
     assert info.output_type == list[Local]
