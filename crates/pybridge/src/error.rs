@@ -2,15 +2,19 @@
 //! covers the client, the configuration and the server.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use pyo3::prelude::*;
+use trustformers_batching::Rejection;
 use trustformers_serve::http::error::Code;
 
 /// The imported classes; the macro that makes them cannot document them one by one.
 mod class {
     pyo3::import_exception!(trustformers_serve.errors, BatcherClosedError);
+    pyo3::import_exception!(trustformers_serve.errors, BreakerOpenError);
     pyo3::import_exception!(trustformers_serve.errors, ConfigError);
     pyo3::import_exception!(trustformers_serve.errors, ExecutorError);
+    pyo3::import_exception!(trustformers_serve.errors, OverloadedError);
     pyo3::import_exception!(trustformers_serve.errors, QueueFullError);
     pyo3::import_exception!(trustformers_serve.errors, ServerNotReadyError);
     pyo3::import_exception!(trustformers_serve.errors, ServerStartError);
@@ -44,6 +48,25 @@ pub(crate) fn executor(message: impl Display) -> PyErr {
 /// A queue that has no place for an item that does not wait for one.
 pub(crate) fn queue_full(message: impl Display) -> PyErr {
     class::QueueFullError::new_err(message.to_string())
+}
+
+/// An item that was not admitted, for another reason than that its batcher is closed.
+pub(crate) fn rejected(py: Python<'_>, rejection: &Rejection) -> PyErr {
+    let message = rejection.to_string();
+    let (error, retry_after) = match rejection {
+        Rejection::Overloaded { predicted, limit } => {
+            (class::OverloadedError::new_err(message), Some(predicted.saturating_sub(*limit)))
+        }
+        Rejection::BreakerOpen { retry_after } => {
+            (class::BreakerOpenError::new_err(message), Some(*retry_after))
+        }
+        _ => (queue_full(message), None),
+    };
+    if let Some(seconds) = retry_after.as_ref().map(Duration::as_secs_f64) {
+        // Without it the message still says what happened.
+        drop(error.value(py).setattr(pyo3::intern!(py, "retry_after"), seconds));
+    }
+    error
 }
 
 /// Every code that an error of the server can have, with its HTTP status.

@@ -11,6 +11,7 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
+//! - [`versions`]: `compare_versions`
 //! - [`server`]: `Server`, a running server in this process
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
@@ -25,6 +26,7 @@ mod error;
 mod interrupt;
 mod server;
 mod value;
+mod versions;
 
 /// What Python imports as `trustformers_serve._core`.
 #[pymodule]
@@ -39,6 +41,8 @@ mod _core {
     use super::error::error_codes;
     #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::versions::compare_versions;
 
     use pyo3::prelude::*;
 

@@ -6,7 +6,7 @@ mod event_log;
 mod free_memory;
 mod generator;
 mod loader;
-mod natural;
+pub mod natural;
 mod running;
 mod sources;
 mod version;
