@@ -7,6 +7,8 @@ mod completions;
 pub(crate) mod connection;
 pub mod error;
 mod health;
+mod hosted;
+mod hosted_stream;
 mod infer;
 mod models;
 pub(crate) use self::models::describe;
