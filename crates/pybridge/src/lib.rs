@@ -12,6 +12,7 @@
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
 //! - [`server`]: `Server`, a running server in this process
+//! - [`serving`]: `HostedModel`, a Python function behind the server's routes
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
 //! - [`interrupt`]: waiting without the GIL and with Ctrl-C
@@ -24,6 +25,7 @@ mod config;
 mod error;
 mod interrupt;
 mod server;
+mod serving;
 mod value;
 
 /// What Python imports as `trustformers_serve._core`.
@@ -39,6 +41,8 @@ mod _core {
     use super::error::error_codes;
     #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::serving::{AsyncCall, HostedModel, Port, Worker};
 
     use pyo3::prelude::*;
 

@@ -39,12 +39,7 @@ pub struct Call {
 type Watch = Box<dyn FnOnce() + Send>;
 
 impl Call {
-    pub(crate) fn new(
-        item: Document,
-        whole: Option<Document>,
-        reply: Format,
-        feed: Option<Feed>,
-    ) -> Self {
+    pub(crate) fn new(item: Document, whole: Option<Document>, reply: Format, feed: Option<Feed>) -> Self {
         Self { item, whole, reply, feed, over: AtomicBool::new(false), watch: Mutex::new(None) }
     }
 

@@ -37,6 +37,9 @@ pub trait Host: Send + Sync + 'static {
 
 /// Who takes calls.
 pub trait Crew: Send + Sync {
+    /// Nothing new comes: who rests is to look and end.
+    fn close(&self);
+
     /// Waits until nobody does any more.
     fn join(&self);
 }

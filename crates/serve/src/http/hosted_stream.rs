@@ -66,10 +66,8 @@ async fn stream(
     let item = hosted::items(call, &asked.body, Format::Json).pop();
     let item = item.unwrap_or_else(|| Err(ApiError::malformed("the body has no item")))?;
     let mut pieces = submit(version, &item, terms, timed)?;
-    let first = tokio::time::timeout_at(
-        terms.deadline.into(),
-        poll_fn(|context| pieces.stream.poll_next(context)),
-    );
+    let first =
+        tokio::time::timeout_at(terms.deadline.into(), poll_fn(|context| pieces.stream.poll_next(context)));
     // Waited for, so that an error before it has a status of its own.
     let first = match first.await {
         Ok(Next::End(Err(failure))) => return Err(failure.into()),

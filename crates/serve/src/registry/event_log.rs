@@ -34,7 +34,11 @@ impl EventLog {
     ///
     /// # Errors
     /// Why there is none though they do.
-    pub(super) fn of(batching: &BatchingSettings, model: &str, version: &str) -> Result<Option<Self>, String> {
+    pub(super) fn of(
+        batching: &BatchingSettings,
+        model: &str,
+        version: &str,
+    ) -> Result<Option<Self>, String> {
         let Some(folder) = &batching.event_log else { return Ok(None) };
         let log = Self::create(folder, model, version);
         log.map(Some).map_err(|error| format!("the event log in {}: {error}", folder.display()))

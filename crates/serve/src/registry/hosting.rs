@@ -104,6 +104,7 @@ impl Hosting {
     /// Has what is queued run, and waits until the host takes no more.
     pub(super) fn drain(&self) {
         self.calls.close();
+        self.crew.close();
         self.crew.join();
         if let Some(timer) = self.timer.lock().take() {
             drop(timer.join());
@@ -113,6 +114,7 @@ impl Hosting {
     /// Answers everything at once: the server stops.
     pub(super) fn abort(&self) {
         self.calls.abort();
+        self.crew.close();
     }
 
     /// Runs items; one answer an item, in order. See [`gather`] for clients who leave.
@@ -134,7 +136,12 @@ impl Hosting {
     ///
     /// # Errors
     /// Why it was not admitted.
-    pub fn stream(self: &Arc<Self>, item: &Asked, terms: Terms, timed: bool) -> Result<Piecewise, Unanswered> {
+    pub fn stream(
+        self: &Arc<Self>,
+        item: &Asked,
+        terms: Terms,
+        timed: bool,
+    ) -> Result<Piecewise, Unanswered> {
         let Asked { item, whole, reply: format } = item.clone();
         let (feed, end, stream) = feed();
         let timeout = timed.then(|| terms.deadline.saturating_duration_since(Instant::now()));
@@ -142,9 +149,7 @@ impl Hosting {
         let submission = submission(Call::new(item, whole, format, Some(feed)), terms, timeout, reply);
         match self.calls.submit([submission]).pop() {
             Some(Ok(ticket)) => Ok(Piecewise { stream, ticket, hosting: Arc::clone(self) }),
-            Some(Err(rejection)) => {
-                Err(Unanswered::Rejected(rejection, self.calls.predicted_drain()))
-            }
+            Some(Err(rejection)) => Err(Unanswered::Rejected(rejection, self.calls.predicted_drain())),
             None => Err(Unanswered::Failed(trustformers_batching::Failure::ClosedInQueue)),
         }
     }
@@ -152,7 +157,7 @@ impl Hosting {
 
 impl Drop for Hosting {
     fn drop(&mut self) {
-        self.calls.abort();
+        self.abort();
     }
 }
 

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::natural;
-use crate::config::{ConfigError, Format, ModelSettings, Settings, Versions, check_name, resolve_model_files};
+use crate::config::{
+    ConfigError, Format, ModelSettings, Settings, Versions, check_name, resolve_model_files,
+};
 use crate::hosted::Hosted;
 
 /// A folder or file that could not be looked into, or settings that name no model.

@@ -27,11 +27,13 @@ from trustformers_serve.errors import (  # noqa: E402
     BodyTooLargeError,
     BreakerOpenError,
     ConfigError,
+    ConfigurationError,
     ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
     ExecutorError,
     HeadersTooLargeError,
+    InferenceError,
     InvalidInputError,
     MalformedRequestError,
     MethodNotAllowedError,
@@ -44,6 +46,7 @@ from trustformers_serve.errors import (  # noqa: E402
     ReplyTimeoutError,
     RequestTimeoutError,
     RouteNotFoundError,
+    SerializationError,
     ServerNotReadyError,
     ServerStartError,
     ShuttingDownError,
@@ -52,9 +55,12 @@ from trustformers_serve.errors import (  # noqa: E402
     UnexpectedReplyError,
     UnsupportedMediaTypeError,
     UriTooLongError,
+    ValidationError,
     VersionNotFoundError,
 )
+from trustformers_serve.registry import register  # noqa: E402
 from trustformers_serve.server import Server  # noqa: E402
+from trustformers_serve.serving import serve  # noqa: E402
 
 if TYPE_CHECKING:
     from trustformers_serve.async_client import AsyncClient
@@ -80,11 +86,13 @@ __all__ = [
     "BreakerOpenError",
     "Client",
     "ConfigError",
+    "ConfigurationError",
     "ConnectionBrokenError",
     "ConnectionFailedError",
     "DeadlineExceededError",
     "ExecutorError",
     "HeadersTooLargeError",
+    "InferenceError",
     "InvalidInputError",
     "MalformedRequestError",
     "MethodNotAllowedError",
@@ -97,6 +105,7 @@ __all__ = [
     "ReplyTimeoutError",
     "RequestTimeoutError",
     "RouteNotFoundError",
+    "SerializationError",
     "Server",
     "ServerConfig",
     "ServerNotReadyError",
@@ -107,9 +116,12 @@ __all__ = [
     "UnexpectedReplyError",
     "UnsupportedMediaTypeError",
     "UriTooLongError",
+    "ValidationError",
     "VersionNotFoundError",
     "__version__",
     "autobatch",
+    "register",
+    "serve",
 ]
 
 

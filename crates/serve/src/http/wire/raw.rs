@@ -127,9 +127,9 @@ impl Format {
             Format::Json => serde_json::from_slice::<serde_json::Value>(body)
                 .err()
                 .map(|error| malformed_json(body, &error)),
-            Format::MsgPack => rmp_serde::from_slice::<IgnoredAny>(body)
-                .err()
-                .map(|error| malformed_msgpack(&error)),
+            Format::MsgPack => {
+                rmp_serde::from_slice::<IgnoredAny>(body).err().map(|error| malformed_msgpack(&error))
+            }
         };
         error.unwrap_or_else(|| ApiError::malformed("something follows the body's value"))
     }
@@ -361,9 +361,21 @@ mod tests {
         let long: Vec<u32> = (0..70_000).collect();
         let text = "x".repeat(300);
         for item in [
-            json!(1), json!(-1), json!(3e9), json!(-3e9), json!(0.5), json!(true), json!(null), json!("text, \"quoted\""),
-            json!([]), json!({}), json!([1, [2, "]"], {"a": {"b": [3]}}]), json!(long), json!(text),
-            json!(vec![json!({"k": 1}); 17]), json!("y".repeat(70_000)),
+            json!(1),
+            json!(-1),
+            json!(3e9),
+            json!(-3e9),
+            json!(0.5),
+            json!(true),
+            json!(null),
+            json!("text, \"quoted\""),
+            json!([]),
+            json!({}),
+            json!([1, [2, "]"], {"a": {"b": [3]}}]),
+            json!(long),
+            json!(text),
+            json!(vec![json!({"k": 1}); 17]),
+            json!("y".repeat(70_000)),
         ] {
             for (format, body) in both(&json!({ "timeout_ms": 5, "data": item, "priority": "high" })) {
                 let call = format.parse_raw(&body, Target::Path, 1).unwrap();
@@ -416,16 +428,32 @@ mod tests {
     #[test]
     fn what_is_no_value_is_malformed() {
         let broken: [&[u8]; 12] = [
-            b"", b" ", b"{", b"{\"data\"", b"{\"data\":}", b"{\"data\": 1,}", b"{\"data\": 1} 2", b"[1",
-            b"{data: 1}", b"nul", b"\"\xff\"", b"{\"data\": NaN}",
+            b"",
+            b" ",
+            b"{",
+            b"{\"data\"",
+            b"{\"data\":}",
+            b"{\"data\": 1,}",
+            b"{\"data\": 1} 2",
+            b"[1",
+            b"{data: 1}",
+            b"nul",
+            b"\"\xff\"",
+            b"{\"data\": NaN}",
         ];
         for body in broken {
             let error = Format::Json.parse_raw(&Bytes::from(body), Target::Path, 9).unwrap_err();
             assert_eq!(error.code, super::super::super::error::Code::MalformedRequest, "{body:?}");
         }
         let broken: [&[u8]; 8] = [
-            &[], &[0xc1], &[0x81, 0xa1], &[0x92, 1], &[1, 1], &[0xdb, 0xff, 0xff, 0xff, 0xff],
-            &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xc9, 0xff, 0xff, 0xff, 0xff, 0],
+            &[],
+            &[0xc1],
+            &[0x81, 0xa1],
+            &[0x92, 1],
+            &[1, 1],
+            &[0xdb, 0xff, 0xff, 0xff, 0xff],
+            &[0xdd, 0xff, 0xff, 0xff, 0xff],
+            &[0xc9, 0xff, 0xff, 0xff, 0xff, 0],
         ];
         for body in broken {
             let error = Format::MsgPack.parse_raw(&Bytes::from(body), Target::Path, 9).unwrap_err();
