@@ -11,6 +11,7 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
+//! - [`versions`]: `compare_versions`
 //! - [`server`]: `Server`, a running server in this process
 //! - [`serving`]: `HostedModel`, a Python function behind the server's routes
 //! - [`cli`]: `run_cli`, the command line
@@ -27,6 +28,7 @@ mod interrupt;
 mod server;
 mod serving;
 mod value;
+mod versions;
 
 /// What Python imports as `trustformers_serve._core`.
 #[pymodule]
@@ -43,6 +45,8 @@ mod _core {
     use super::server::Server;
     #[pymodule_export]
     use super::serving::{AsyncCall, HostedModel, Port, Worker};
+    #[pymodule_export]
+    use super::versions::compare_versions;
 
     use pyo3::prelude::*;
 

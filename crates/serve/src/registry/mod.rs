@@ -8,7 +8,7 @@ mod gathering;
 mod generator;
 mod hosting;
 mod loader;
-mod natural;
+pub mod natural;
 mod running;
 mod sources;
 mod version;

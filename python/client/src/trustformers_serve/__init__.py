@@ -2,7 +2,9 @@
 
 - `ServerConfig`, `Server`: a server in this process, on Rust threads.
 - `Client`, `AsyncClient`: callers of a server anywhere.
-- `autobatch`, `Batcher`: batching in this process, of any Python function.
+- `autobatch`, `Batcher`: batching in this process, of any Python function, over threads.
+- `batch`: the same over the callers of an event loop; `register`, `registry`: functions as models.
+- `App`, `load_app`: models that are batched as their annotations say.
 - `TrustformersError` and its subclasses: one class for each error code of the server.
 
 Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
@@ -31,9 +33,11 @@ from trustformers_serve.errors import (  # noqa: E402
     ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
+    DecorationError,
     ExecutorError,
     HeadersTooLargeError,
     InferenceError,
+    InputTypeError,
     InvalidInputError,
     MalformedRequestError,
     MethodNotAllowedError,
@@ -58,31 +62,46 @@ from trustformers_serve.errors import (  # noqa: E402
     ValidationError,
     VersionNotFoundError,
 )
-from trustformers_serve.registry import register  # noqa: E402
 from trustformers_serve.server import Server  # noqa: E402
-from trustformers_serve.serving import serve  # noqa: E402
 
 if TYPE_CHECKING:
+    from trustformers_serve import registry
+    from trustformers_serve.annotations import Tensor
+    from trustformers_serve.app import App, load_app
     from trustformers_serve.async_client import AsyncClient
     from trustformers_serve.batcher import Batcher, BatcherMetrics
+    from trustformers_serve.batching import Breaker, batch
     from trustformers_serve.client import Client
     from trustformers_serve.decorators import autobatch
+    from trustformers_serve.registry import ModelInfo, Registry, register
+    from trustformers_serve.serving import serve
 
 _LAZY = {
+    "App": "trustformers_serve.app",
     "AsyncClient": "trustformers_serve.async_client",
     "Batcher": "trustformers_serve.batcher",
     "BatcherMetrics": "trustformers_serve.batcher",
     "Client": "trustformers_serve.client",
+    "Breaker": "trustformers_serve.batching",
+    "ModelInfo": "trustformers_serve.registry",
+    "Registry": "trustformers_serve.registry",
+    "Tensor": "trustformers_serve.annotations",
     "autobatch": "trustformers_serve.decorators",
+    "batch": "trustformers_serve.batching",
+    "load_app": "trustformers_serve.app",
+    "register": "trustformers_serve.registry",
+    "serve": "trustformers_serve.serving",
 }
 
 __all__ = [
     "ApiError",
+    "App",
     "AsyncClient",
     "Batcher",
     "BatcherClosedError",
     "BatcherMetrics",
     "BodyTooLargeError",
+    "Breaker",
     "BreakerOpenError",
     "Client",
     "ConfigError",
@@ -90,18 +109,22 @@ __all__ = [
     "ConnectionBrokenError",
     "ConnectionFailedError",
     "DeadlineExceededError",
+    "DecorationError",
     "ExecutorError",
     "HeadersTooLargeError",
     "InferenceError",
+    "InputTypeError",
     "InvalidInputError",
     "MalformedRequestError",
     "MethodNotAllowedError",
     "ModelFailedError",
+    "ModelInfo",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "OverloadedError",
     "PriorityNotAllowedError",
     "QueueFullError",
+    "Registry",
     "ReplyTimeoutError",
     "RequestTimeoutError",
     "RouteNotFoundError",
@@ -111,6 +134,7 @@ __all__ = [
     "ServerNotReadyError",
     "ServerStartError",
     "ShuttingDownError",
+    "Tensor",
     "TransportError",
     "TrustformersError",
     "UnexpectedReplyError",
@@ -120,12 +144,17 @@ __all__ = [
     "VersionNotFoundError",
     "__version__",
     "autobatch",
+    "batch",
+    "load_app",
     "register",
+    "registry",
     "serve",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "registry":
+        return importlib.import_module("trustformers_serve.registry")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -135,4 +164,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "registry"})

@@ -29,6 +29,9 @@ def known_keys() -> list[str]:
 def error_codes() -> list[tuple[str, int]]:
     """Every code that an error of the server can have, with its HTTP status."""
 
+def compare_versions(a: str, b: str) -> int:
+    """The natural order of two versions: negative where `a` is the older one."""
+
 @final
 class Server:
     """A server that runs on threads of its own in this process."""
@@ -113,6 +116,7 @@ class Batcher:
         backpressure: str,
         max_queue: int,
         start: Callable[[Batcher], threading.Thread],
+        terms: Mapping[str, Any] | None = None,
     ) -> Batcher: ...
     def run(self, item: _T, executor: Callable[[list[_T]], Sequence[_R | Exception]]) -> _R: ...
     def submit(
@@ -127,6 +131,7 @@ class Batcher:
         executor: Callable[[list[_T]], Sequence[_R | Exception]],
         future: asyncio.Future[_R],
         port: LoopPort,
+        priority: str | None = None,
     ) -> Pending | None: ...
     def alone(self, item: _T, executor: Callable[[list[_T]], Sequence[_R | Exception]]) -> _R: ...
     def map(

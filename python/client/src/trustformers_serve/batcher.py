@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, overload
@@ -102,12 +102,23 @@ class Batcher:
             max_queue = min(16 * max_batch, _MOST)
         if not 1 <= max_queue <= _MOST:
             raise ValueError(f"max_queue must be from 1 to {_MOST}, not {max_queue}")
-        self._settings = (max_batch, max_wait_ms / 1000, backpressure, max_queue, _start)
+        self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
+
+    def _open(
+        self,
+        max_batch: int,
+        max_wait_seconds: float,
+        backpressure: Backpressure,
+        max_queue: int,
+        terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = (max_batch, max_wait_seconds, backpressure, max_queue)
+        self._terms = terms
         self._begin()
         _batchers.add(self)
 
     def _begin(self) -> None:
-        self._core = _core.Batcher(*self._settings)
+        self._core = _core.Batcher(*self._settings, _start, self._terms)
         self._ports: dict[asyncio.AbstractEventLoop, _core.LoopPort] = {}
         # A batcher that nobody holds any more answers who waits, and its thread ends.
         self._finalizer = weakref.finalize(self, self._core.close)
@@ -232,7 +243,7 @@ class Batcher:
 
     def __repr__(self) -> str:
         """Its limits."""
-        max_batch, max_wait, backpressure, max_queue, _ = self._settings
+        max_batch, max_wait, backpressure, max_queue = self._settings
         return (
             f"<Batcher max_batch={max_batch} max_wait_ms={max_wait * 1e3:g} "
             f"backpressure={backpressure!r} max_queue={max_queue}>"

@@ -15,11 +15,11 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from trustformers_serve import _core, annotations
+from trustformers_serve import _core, _functions, annotations
 from trustformers_serve import registry as process_registry
 from trustformers_serve.config import ServerConfig
 from trustformers_serve.errors import ConfigurationError, ValidationError
@@ -125,72 +125,27 @@ class _Bound:
     """A model's function, to be called with an item as a request has it."""
 
     def __init__(self, info: ModelInfo) -> None:
-        self._info = info
         self._function = info.function
-        self._types = info.input_types
-        self._name = next(iter(self._types)) if len(self._types) == 1 else None
-        self._unchecked = self._name is not None and self._types[self._name] is Any
-        self._required = _required(info)
+        self._arguments = info.arguments
+        self._unchecked = list(info.input_types.values()) == [Any]
+        # One with a schema of its own looks into the body, or takes all of it, by itself.
+        batcher = getattr(info.function, "batcher", None)
+        self._reads_body = getattr(batcher, "input_schema", None) is not None
 
     def __call__(self, item: Any, call: _Call) -> Any:
-        """What the function returns for the item, or for the body around it where the item does not fit."""
-        if self._unchecked:
+        """What the function returns for the item."""
+        if self._reads_body:
+            (item,) = call.whole() or (item,)
+        elif self._unchecked:
             return self._function(item)
-        try:
-            arguments = self._checked(item)
-        except ValidationError:
-            whole = call.whole()
-            if whole is None:
-                raise
-            try:
-                arguments = self._checked(whole[0])
-            except ValidationError:
-                arguments = None
-            if arguments is None:
-                raise
-        if self._name is not None:
-            return self._function(arguments[self._name])
-        return self._function(**arguments)
-
-    def _checked(self, item: Any) -> dict[str, Any]:
-        if self._name is not None:
-            return {self._name: self._check(self._name, item)}
-        named = ", ".join(f'"{name}"' for name in self._types)
-        if not isinstance(item, Mapping):
-            raise ValidationError(f"the model has several inputs: send an object with {named}")
-        given = cast("Mapping[str, Any]", item)
-        for name in given:
-            if name not in self._types:
-                raise ValidationError(f'unknown input "{name}": the model\'s inputs are {named}')
-        for name in self._required:
-            if name not in given:
-                raise ValidationError(f'input "{name}" is missing')
-        return {name: self._check(name, value) for name, value in given.items()}
-
-    def _check(self, name: str, value: Any) -> Any:
-        annotation = self._types[name]
-        if annotation is Any:
-            return value
-        try:
-            return annotations.check(annotation, value)
-        except ValidationError as error:
-            raise ValidationError(f'input "{name}": {error}') from error
-
-
-def _required(info: ModelInfo) -> list[str]:
-    """Inputs that have no default."""
-    try:
-        parameters = inspect.signature(info.function).parameters
-    except (TypeError, ValueError):
-        return list(info.input_types)
-    given = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-    return [name for name in info.input_types if name not in given]
+        args, kwargs = self._arguments(item)
+        return self._function(*args, **kwargs)
 
 
 def _hosted(info: ModelInfo, threads: int, loop: _EventLoop) -> _core.HostedModel:
     """A model as the server takes it."""
     bound = _Bound(info)
-    on_loop = _is(inspect.iscoroutinefunction, info.function) or _is(inspect.isasyncgenfunction, info.function)
+    on_loop = _functions.is_coroutine(info.function) or _functions.is_async_generator(info.function)
 
     def start_thread(worker: _core.Worker) -> None:
         run = _stream if info.streaming else _run
@@ -211,10 +166,6 @@ def _hosted(info: ModelInfo, threads: int, loop: _EventLoop) -> _core.HostedMode
         on_loop=on_loop,
         start=start_on_loop if on_loop else start_thread,
     )
-
-
-def _is(kind: Callable[[Any], bool], function: Any) -> bool:
-    return kind(function) or kind(getattr(type(function), "__call__", None))
 
 
 def _report(name: str, error: BaseException) -> None:
@@ -376,5 +327,3 @@ def happened(kind: str, state: _Landed) -> None:
     elif kind == "room" and state.room is not None and not state.room.done():
         state.room.set_result(None)
 
-
-__all__: Sequence[str] = ("serve",)
