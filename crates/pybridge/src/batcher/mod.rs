@@ -389,7 +389,8 @@ impl Batcher {
             Err(Refusal::Full) if batcher.backpressure == Backpressure::Passthrough => Ok(false),
             Err(Refusal::Full) => {
                 batcher.entrance.dropped.fetch_add(1, Ordering::Relaxed);
-                let limit = batcher.entrance.batcher.inspect(|scheduler, _| scheduler.config().max_queue_size);
+                let limit =
+                    batcher.entrance.batcher.inspect(|scheduler, _| scheduler.config().max_queue_size);
                 Err(error::queue_full(format!("the queue is full: {limit} items are waiting")))
             }
         }

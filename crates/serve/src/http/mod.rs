@@ -13,6 +13,7 @@ mod infer;
 mod models;
 pub(crate) use self::models::describe;
 mod openai;
+mod openapi;
 mod predict;
 pub mod request_id;
 mod tokenising;
@@ -63,6 +64,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ];
 
 /// The routes over one server's state.
@@ -91,6 +93,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(admin::metrics))
+        .route("/openapi.json", get(openapi::document))
         .fallback(async |request: axum::extract::Request| {
             ApiError::new(Code::RouteNotFound, format!("no route {}", request.uri().path()))
         })
