@@ -13,6 +13,7 @@
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
 //! - [`versions`]: `compare_versions`
 //! - [`server`]: `Server`, a running server in this process
+//! - [`serving`]: `HostedModel`, a Python function behind the server's routes
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
 //! - [`interrupt`]: waiting without the GIL and with Ctrl-C
@@ -25,6 +26,7 @@ mod config;
 mod error;
 mod interrupt;
 mod server;
+mod serving;
 mod value;
 mod versions;
 
@@ -41,6 +43,8 @@ mod _core {
     use super::error::error_codes;
     #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::serving::{AsyncCall, HostedModel, Port, Worker};
     #[pymodule_export]
     use super::versions::compare_versions;
 

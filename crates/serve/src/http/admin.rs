@@ -94,6 +94,11 @@ fn add_insight(entry: &mut Value, running: Option<&Running>) {
             entry["batching"] = json!(snapshot);
             entry["suggestions"] = json!(suggestions);
         }
+        Some(Work::Hosted(hosting)) => {
+            let (snapshot, suggestions) = hosting.insight();
+            entry["batching"] = json!(snapshot);
+            entry["suggestions"] = json!(suggestions);
+        }
         Some(Work::Generation(generator)) => {
             let engine = &generator.engine;
             entry["generation"] = insight::describe(&engine.stats(), &engine.config());

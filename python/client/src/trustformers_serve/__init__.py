@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from trustformers_serve.client import Client
     from trustformers_serve.decorators import autobatch
     from trustformers_serve.registry import ModelInfo, Registry, register
+    from trustformers_serve.serving import serve
 
 _LAZY = {
     "App": "trustformers_serve.app",
@@ -92,6 +93,7 @@ _LAZY = {
     "batch": "trustformers_serve.batching",
     "load_app": "trustformers_serve.app",
     "register": "trustformers_serve.registry",
+    "serve": "trustformers_serve.serving",
 }
 
 __all__ = [
@@ -152,6 +154,7 @@ __all__ = [
     "load_app",
     "register",
     "registry",
+    "serve",
 ]
 
 

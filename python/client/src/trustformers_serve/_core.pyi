@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -37,12 +37,60 @@ class Server:
     """A server that runs on threads of its own in this process."""
 
     @staticmethod
-    def start(text: str, origin: str, folder: str) -> Server: ...
+    def start(
+        text: str, origin: str, folder: str, hosted: list[HostedModel], builtins: bool
+    ) -> Server: ...
     def address(self) -> tuple[str, int]: ...
     def wait_ready(self, timeout_seconds: float) -> None: ...
     def stop(self) -> None: ...
     def is_running(self) -> bool: ...
     def wait(self, timeout_seconds: float | None) -> bool: ...
+
+@final
+class Worker:
+    """What one thread takes a model's calls with."""
+
+    def next(self) -> tuple[Any] | None: ...
+    def whole(self) -> tuple[Any] | None: ...
+    def complete(self, result: object) -> None: ...
+    def fail(self, raised: BaseException) -> None: ...
+    def put(self, piece: object) -> bool: ...
+    def finish(self) -> None: ...
+
+@final
+class AsyncCall:
+    """A call that an event loop runs."""
+
+    def whole(self) -> tuple[Any] | None: ...
+    def complete(self, result: object) -> None: ...
+    def fail(self, raised: BaseException) -> None: ...
+    def put(self, piece: object = None) -> Literal["sent", "full", "left"]: ...
+    def finish(self) -> None: ...
+
+@final
+class Port:
+    """Where the calls of one model land, for the event loop that runs them."""
+
+    def fileno(self) -> int: ...
+    def take(
+        self,
+    ) -> list[tuple[Literal["call", "over", "room", "closed"], int, AsyncCall | None, Any]]: ...
+
+@final
+class HostedModel:
+    """A Python function as a model that a server may have."""
+
+    def __new__(
+        cls,
+        name: str,
+        version: str,
+        inputs: list[tuple[str, str]],
+        output: str,
+        streaming: bool,
+        most: int,
+        on_loop: bool,
+        start: Callable[[Worker], None] | Callable[[Port], None],
+    ) -> HostedModel: ...
 
 @final
 class LoopPort:
