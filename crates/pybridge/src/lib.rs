@@ -11,6 +11,7 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
+//! - [`record_stream`]: `RecordStream`, the scheduler driven by one event loop
 //! - [`server`]: `Server`, a running server in this process
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
@@ -23,6 +24,7 @@ mod cli;
 mod config;
 mod error;
 mod interrupt;
+mod record_stream;
 mod server;
 mod value;
 
@@ -37,6 +39,8 @@ mod _core {
     use super::config::{known_keys, parse_toml, to_toml, validate_toml};
     #[pymodule_export]
     use super::error::error_codes;
+    #[pymodule_export]
+    use super::record_stream::{Place, RecordStream};
     #[pymodule_export]
     use super::server::Server;
 

@@ -3,6 +3,7 @@
 - `ServerConfig`, `Server`: a server in this process, on Rust threads.
 - `Client`, `AsyncClient`: callers of a server anywhere.
 - `autobatch`, `Batcher`: batching in this process, of any Python function.
+- `DynamicBatcher`, `TokenBatcher`: batching of record streams on an event loop.
 - `TrustformersError` and its subclasses: one class for each error code of the server.
 
 Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
@@ -24,6 +25,7 @@ from trustformers_serve.config import ServerConfig  # noqa: E402
 from trustformers_serve.errors import (  # noqa: E402
     ApiError,
     BatcherClosedError,
+    BatchResultsError,
     BodyTooLargeError,
     BreakerOpenError,
     ConfigError,
@@ -61,18 +63,28 @@ if TYPE_CHECKING:
     from trustformers_serve.batcher import Batcher, BatcherMetrics
     from trustformers_serve.client import Client
     from trustformers_serve.decorators import autobatch
+    from trustformers_serve.dynamic_batcher import BatchStats, CostEstimator, DynamicBatcher
+    from trustformers_serve.token_batcher import Prompt, TokenBatcher, TokenEstimator
 
 _LAZY = {
     "AsyncClient": "trustformers_serve.async_client",
+    "BatchStats": "trustformers_serve.dynamic_batcher",
     "Batcher": "trustformers_serve.batcher",
     "BatcherMetrics": "trustformers_serve.batcher",
     "Client": "trustformers_serve.client",
+    "CostEstimator": "trustformers_serve.dynamic_batcher",
+    "DynamicBatcher": "trustformers_serve.dynamic_batcher",
+    "Prompt": "trustformers_serve.token_batcher",
+    "TokenBatcher": "trustformers_serve.token_batcher",
+    "TokenEstimator": "trustformers_serve.token_batcher",
     "autobatch": "trustformers_serve.decorators",
 }
 
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "BatchResultsError",
+    "BatchStats",
     "Batcher",
     "BatcherClosedError",
     "BatcherMetrics",
@@ -82,7 +94,9 @@ __all__ = [
     "ConfigError",
     "ConnectionBrokenError",
     "ConnectionFailedError",
+    "CostEstimator",
     "DeadlineExceededError",
+    "DynamicBatcher",
     "ExecutorError",
     "HeadersTooLargeError",
     "InvalidInputError",
@@ -93,6 +107,7 @@ __all__ = [
     "ModelNotReadyError",
     "OverloadedError",
     "PriorityNotAllowedError",
+    "Prompt",
     "QueueFullError",
     "ReplyTimeoutError",
     "RequestTimeoutError",
@@ -102,6 +117,8 @@ __all__ = [
     "ServerNotReadyError",
     "ServerStartError",
     "ShuttingDownError",
+    "TokenBatcher",
+    "TokenEstimator",
     "TransportError",
     "TrustformersError",
     "UnexpectedReplyError",

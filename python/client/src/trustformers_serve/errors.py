@@ -10,6 +10,7 @@ TrustformersError
         ReplyTimeoutError       the request may have run, and may still
     UnexpectedReplyError        a reply that this server does not give
     ExecutorError               an executor that failed a whole batch
+        BatchResultsError       what a DynamicBatcher's function returned is no result for each record
     BatcherClosedError          a batcher that takes nothing more
     ApiError                    an error reply of the server, by its code:
         MalformedRequestError, ModelNotFoundError, ... (see ERROR_BY_CODE)
@@ -88,8 +89,12 @@ class ExecutorError(TrustformersError, RuntimeError):
     """An executor raised (`__cause__`) or returned no list of the right length; the message names it."""
 
 
+class BatchResultsError(ExecutorError, ValueError):
+    """The function of a `DynamicBatcher` returned no list of as many results as it was given records."""
+
+
 class BatcherClosedError(TrustformersError, RuntimeError):
-    """The batcher is closed, or was before the item was done."""
+    """The batcher is closed or not running, or was closed before the item was done."""
 
 
 class ApiError(TrustformersError):
