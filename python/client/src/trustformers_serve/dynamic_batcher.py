@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import math
 import os
-import queue
-import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from trustformers_serve import _core
-from trustformers_serve.errors import BatcherClosedError, ExecutorError
+from trustformers_serve._batch_function import (
+    FunctionThread,
+    begin,
+    check_function,
+    is_coroutine_function,
+    name_of,
+)
+from trustformers_serve.errors import BatcherClosedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 R = TypeVar("R")
-Self = TypeVar("Self", bound="DynamicBatcher[Any, Any]")
 
 ProcessFunction = Callable[[list[T]], "Awaitable[Sequence[R | Exception]] | Sequence[R | Exception]"]
 """What runs a batch: a list of records in, one result a record out, in order.
@@ -126,7 +132,7 @@ class DynamicBatcher(Generic[T, R]):
             TypeError: The function is none, or generates; the message names it.
             ValueError: A limit is out of range.
         """
-        _check_function(type(self).__name__, process_fn)
+        check_function(type(self).__name__, process_fn)
         if cost_estimator is not None and not callable(cost_estimator):
             raise TypeError(f"cost_estimator must be callable, not {cost_estimator!r}")
         for name, value, least in (
@@ -161,7 +167,7 @@ class DynamicBatcher(Generic[T, R]):
     def _forget(self) -> None:
         self._core: _core.RecordStream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: _Thread | None = None
+        self._thread: FunctionThread | None = None
         self._past = (0, 0, 0, 0, 0.0, 0.0)
 
     async def start(self) -> None:
@@ -175,10 +181,10 @@ class DynamicBatcher(Generic[T, R]):
             if self._loop is not None and not self._loop.is_closed() and not self._core.is_drained():
                 raise RuntimeError(f"this {type(self).__name__} is already running; `stop` it first")
             self._end(self._core)
-        thread = None if _is_coroutine_function(self._function) else _Thread(self._function)
-        begin = functools.partial(_begin, loop, self._function if thread is None else thread.call, thread)
+        thread = None if is_coroutine_function(self._function) else FunctionThread(self._function)
+        call = self._function if thread is None else thread.call
         self._loop = loop
-        self._core = self._make(loop, self._function, begin)
+        self._core = self._make(loop, self._function, functools.partial(begin, loop, call, thread))
         self._thread = thread
         if thread is not None:
             # Also where nobody stops it: the core lives while anything is queued.
@@ -263,7 +269,7 @@ class DynamicBatcher(Generic[T, R]):
         each = max(batches, 1)
         return BatchStats(submitted, completed, batches, cost, completed / each, cost / each, busy, idle)
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
         """Starts it."""
         await self.start()
         return self
@@ -283,7 +289,7 @@ class DynamicBatcher(Generic[T, R]):
     def __repr__(self) -> str:
         """Its function, and whether it runs."""
         state = "running" if self.is_running else "not running"
-        return f"<{type(self).__name__} of {_name(self._function)}, {state}>"
+        return f"<{type(self).__name__} of {name_of(self._function)}, {state}>"
 
     def _totals(self) -> tuple[int, int, int, int, float, float]:
         if self._core is None:
@@ -312,149 +318,6 @@ async def _admitted(place: _core.Place) -> asyncio.Future[Any]:
         if gate.done() and not gate.cancelled() and gate.exception() is None:
             gate.result().cancel()
         raise
-
-
-def _name(function: Any) -> str:
-    return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
-
-
-def _is_coroutine_function(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = cast("functools.partial[Any]", function).func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _check_function(batcher: str, function: Any) -> None:
-    if function is None:
-        raise TypeError(f"{batcher} requires either a coroutine function or a plain one as `process_fn`")
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{_name(function)} generates; {batcher} takes a function that returns a list")
-
-
-def _begin(
-    loop: asyncio.AbstractEventLoop,
-    call: Callable[[list[Any]], Awaitable[Any]],
-    thread: _Thread | None,
-    core: _core.RecordStream,
-    records: list[Any],
-) -> None:
-    """Begins to run a batch, and has the core told when it has ended."""
-    task = loop.create_task(_called(call, records))
-    task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
-
-
-async def _called(call: Callable[[list[Any]], Awaitable[Any]], records: list[Any]) -> Any:
-    return await call(records)
-
-
-def _ended(core: _core.RecordStream, function: Any, task: asyncio.Task[Any]) -> None:
-    if task.cancelled():
-        # Before 3.11 a task does not say whether it was cancelled, or its function only raises as if.
-        if getattr(task, "cancelling", lambda: 1)() > 0:
-            # Somebody ends every task of the loop: whatever began now would be left behind.
-            core.abandon()
-        else:
-            core.fail(_failure(function, asyncio.CancelledError()))
-    elif (error := task.exception()) is not None:
-        core.fail(_failure(function, error))
-    else:
-        core.complete(task.result())
-
-
-def _failure(function: Any, error: BaseException) -> Exception:
-    """What the members of a batch raise: an `ExecutorError` that is also of the type of `error`.
-
-    So both `except ExecutorError` and what would have caught the function's own exception do.
-    """
-    text = f": {error}" if str(error) else ""
-    message = f"{_name(function)} raised {type(error).__qualname__}{text}"
-    failure: ExecutorError
-    if isinstance(error, ExecutorError) or not isinstance(error, Exception):
-        failure = ExecutorError(message)
-    else:
-        try:
-            failure = _both(type(error))(message)
-            failure.__dict__.update({**error.__dict__, **failure.__dict__})
-        except TypeError:
-            # Not every two classes of exceptions can be one.
-            failure = ExecutorError(message)
-    failure.__cause__ = error
-    return failure
-
-
-@functools.lru_cache(maxsize=64)
-def _both(kind: type[Exception]) -> type[ExecutorError]:
-    return type("ExecutorError", (ExecutorError, kind), {"__doc__": ExecutorError.__doc__})
-
-
-class _Thread:
-    """A thread for a plain function, which starts with the first batch.
-
-    A daemon, because a function that never returns must not keep the interpreter from its exit.
-    """
-
-    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
-        self.function = function
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    async def call(self, records: list[Any]) -> Any:
-        """What the function returns for the records; awaited here where it returned an awaitable."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_work, args=(self._batches, self.function), name="trustformers-records", daemon=True
-            )
-            self._thread.start()
-        self._batches.put((loop, future, records))
-        results = await future
-        return await results if inspect.isawaitable(results) else results
-
-    def close(self, wait: bool = False) -> None:
-        """Lets the thread end after what it runs, and waits for that if asked to."""
-        self._batches.put(None)
-        if wait and self._thread is not None:
-            self._thread.join()
-
-
-_Batch = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", list[Any]]
-
-
-def _work(batches: queue.SimpleQueue[_Batch | None], function: Callable[[list[Any]], Any]) -> None:
-    while (batch := batches.get()) is not None:
-        loop, future, records = batch
-        try:
-            end = functools.partial(_set_result, future, function(records))
-        except BaseException as error:  # noqa: BLE001 - the callers of the batch raise it
-            # What would end the loop if it came out of one of its tasks is its callers' alone.
-            failure = error if isinstance(error, Exception) else _failure(function, error)
-            end = functools.partial(_set_exception, future, failure)
-            del failure
-        try:
-            loop.call_soon_threadsafe(end)
-        except RuntimeError:
-            # The loop is closed, so nobody waits.
-            pass
-        # Nothing of a batch is kept while the next one is awaited.
-        del batch, future, records, end
-
-
-def _set_result(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
-    if future.done():
-        return
-    if isinstance(error, StopIteration):
-        wrapped = RuntimeError("the function raised StopIteration")
-        wrapped.__cause__ = error
-        error = wrapped
-    future.set_exception(error)
 
 
 _batchers: weakref.WeakSet[DynamicBatcher[Any, Any]] = weakref.WeakSet()
