@@ -13,8 +13,9 @@ TrustformersError
     UnexpectedReplyError        a reply that this server does not give
     MissingExtraError           a package that only a part of this one needs
     ExecutorError               an executor that failed a whole batch
-    ItemTooLargeError           an item above a batcher's `max_item_bytes`
         InferenceError          a model's function that raised
+        BatchResultsError       what a DynamicBatcher's function returned is no result for each record
+    ItemTooLargeError           an item above a batcher's `max_item_bytes`
     SerializationError          a value that cannot be sent
     BatcherClosedError          a batcher that takes nothing more
     ApiError                    an error reply of the server, by its code:
@@ -126,8 +127,12 @@ class SerializationError(TrustformersError, TypeError):
     """A value that neither JSON nor MessagePack can carry; the message names its type."""
 
 
+class BatchResultsError(ExecutorError, ValueError):
+    """The function of a `DynamicBatcher` returned no list of as many results as it was given records."""
+
+
 class BatcherClosedError(TrustformersError, RuntimeError):
-    """The batcher is closed, or was before the item was done."""
+    """The batcher is closed or not running, or was closed before the item was done."""
 
 
 class ApiError(TrustformersError):

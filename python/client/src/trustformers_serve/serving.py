@@ -326,4 +326,3 @@ def happened(kind: str, state: _Landed) -> None:
         state.task.cancel()
     elif kind == "room" and state.room is not None and not state.room.done():
         state.room.set_result(None)
-
