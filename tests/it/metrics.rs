@@ -234,3 +234,15 @@ fn the_trace_shows_steps_and_texts() {
     assert_eq!(first["args"]["prompt_tokens"], 40);
     assert!(first["dur"].as_f64().unwrap() > 0.0);
 }
+
+#[test]
+fn a_text_in_the_trace_has_the_id_of_its_request() {
+    let running = start(TINYLM);
+    let body = json!({ "prompt": vec![5; 4], "max_tokens": 2, "ignore_eos": true });
+    let headers = [("content-type", "application/json"), ("x-request-id", "call-7")];
+    running.connect().request("POST", COMPLETIONS, &headers, body.to_string().as_bytes()).ok();
+    let trace = running.get("/admin/trace").ok();
+    let texts = trace["traceEvents"].as_array().unwrap().iter();
+    let ids: Vec<_> = texts.filter_map(|event| event["args"]["request_id"].as_str()).collect();
+    assert_eq!(ids, ["call-7"; 2], "where it begins and where it ends");
+}

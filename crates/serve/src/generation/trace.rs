@@ -1,6 +1,7 @@
 //! The last steps of a model and the texts that ended lately, in the form that Perfetto and Chrome open.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -33,8 +34,10 @@ struct Step {
 }
 
 /// A sequence through its life.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Life {
+    /// The id that replies and log lines name its request by.
+    pub(super) id: Arc<str>,
     pub(super) request: RequestId,
     pub(super) sequence: SequenceId,
     /// How it ended.
@@ -214,8 +217,7 @@ impl Life {
     /// One track a text: the whole of it, and within that waiting, its prompt and what it generates.
     fn events(&self, place: Place) -> Vec<Value> {
         let name = format!("text {}", self.sequence.0);
-        let about =
-            json!({ "request": self.request.0, "end": self.end, "cached_tokens": self.cached_tokens });
+        let about = json!({ "request_id": &*self.id, "request": self.request.0, "end": self.end, "cached_tokens": self.cached_tokens });
         let slice = |name: &str, from, to, args: &Value| {
             [("b", from), ("e", to)]
                 .map(|(phase, time)| place.of_text(phase, name, self.sequence, time, args))
@@ -276,6 +278,7 @@ mod tests {
         let trace = Trace::default();
         let (request, sequence) = (RequestId(4), SequenceId(7));
         trace.life(Life {
+            id: "abc".into(),
             request,
             sequence,
             end: "length",

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
@@ -14,19 +13,17 @@ use crate::app::App;
 use crate::http::body::{self, Asked};
 use crate::http::error::ApiError;
 use crate::http::infer::{counted, ready};
-use crate::http::request_id::RequestId;
 use crate::registry::Version;
 
 /// `POST /v1/responses`
 pub(in crate::http) async fn responses(
     State(app): State<Arc<App>>,
-    Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || ResponseCall::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
-    let result = async { respond(&app, &version, &asked, call, id.as_str()).await }.await;
+    let result = async { respond(&app, &version, &asked, call).await }.await;
     counted(&version, result.map_err(in_its_own_words))
 }
 
@@ -35,7 +32,6 @@ async fn respond(
     version: &Arc<Version>,
     asked: &Asked,
     call: ResponseCall,
-    id: &str,
 ) -> Result<Response, ApiError> {
     let running = ready(version)?;
     let generator = generator(version, &running)?;
@@ -59,7 +55,7 @@ async fn respond(
     };
     let (texts, _) = question.put(app, version, asked).await?;
     let terms = Terms {
-        id: id.to_owned(),
+        id: asked.id.to_string(),
         model: version.model().to_owned(),
         instructions,
         metadata,
