@@ -19,6 +19,7 @@ PATIENCE = 120
 CONFIGURED = "import trustformers_serve as ts\n\nconfig"
 WRITTEN = "import trustformers_serve as ts\n\nwith"
 BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
+STREAMED = "import asyncio\nimport trustformers_serve as ts"
 
 
 def snippet(start: str) -> str:
@@ -35,9 +36,10 @@ def test_no_snippet_is_untested() -> None:
         "curl -sN ",
         WRITTEN,
         BATCHED,
+        STREAMED,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 8
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 9
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,10 @@ def test_the_snippet_that_writes_texts_works(tmp_path: Path) -> None:
 
 def test_the_snippet_that_batches_a_function_works(tmp_path: Path) -> None:
     assert run_python(snippet(BATCHED), tmp_path) == "42\n"
+
+
+def test_the_snippet_that_batches_records_works(tmp_path: Path) -> None:
+    assert run_python(snippet(STREAMED), tmp_path) == "[14, 6]\n"
 
 
 def test_the_simulation_works() -> None:

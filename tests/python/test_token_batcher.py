@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustformers_serve as ts
+from conftest import ROOT
 from records import HOUR, soon, twice
 
 
@@ -195,3 +198,9 @@ def test_protocols_are_checked_by_what_a_record_has() -> None:
 def test_it_says_that_it_is_not_running_by_its_own_name() -> None:
     with pytest.raises(RuntimeError, match="this TokenBatcher is not running"):
         asyncio.run(ts.TokenBatcher(twice).submit(1))
+
+
+def test_the_example_works() -> None:
+    command = [sys.executable, str(ROOT / "examples/token_batcher.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert printed.startswith("1000 of 1000 tasks got their own answers\n")
