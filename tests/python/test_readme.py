@@ -21,6 +21,7 @@ WRITTEN = "import trustformers_serve as ts\n\nwith"
 BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
 AWAITED = "import asyncio\n\nimport trustformers_serve"
 APP = "import asyncio\nfrom typing"
+STREAMED = "import asyncio\nimport trustformers_serve as ts"
 
 
 def snippet(start: str) -> str:
@@ -39,9 +40,10 @@ def test_no_snippet_is_untested() -> None:
         BATCHED,
         AWAITED,
         APP,
+        STREAMED,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 10
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 11
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,10 @@ def test_the_snippet_with_an_app_works(tmp_path: Path) -> None:
     five, root = map(float, re.findall(r"\d\.\d+", run_python(snippet(APP), tmp_path)))
     assert five == 5
     assert round(root, 4) == 1.7321
+
+
+def test_the_snippet_that_batches_records_works(tmp_path: Path) -> None:
+    assert run_python(snippet(STREAMED), tmp_path) == "[14, 6]\n"
 
 
 def test_the_simulation_works() -> None:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 from trustformers_serve import _core
@@ -39,7 +39,7 @@ def check_function(batcher: str, function: Any) -> None:
 
 def begin(
     loop: asyncio.AbstractEventLoop,
-    call: Callable[[list[Any]], Awaitable[Any]],
+    call: Callable[[list[Any]], Any],
     thread: FunctionThread | None,
     core: _core.RecordStream,
     records: list[Any],
@@ -49,7 +49,7 @@ def begin(
     task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
 
 
-async def _called(call: Callable[[list[Any]], Awaitable[Any]], records: list[Any]) -> Any:
+async def _called(call: Callable[[list[Any]], Any], records: list[Any]) -> Any:
     return await call(records)
 
 
