@@ -11,7 +11,7 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
-//! - [`versions`]: `compare_versions`
+//! - [`versions`]: the natural order of versions, `compare_versions`
 //! - [`server`]: `Server`, a running server in this process
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
