@@ -12,12 +12,16 @@ use trustformers_serve::http::error::Code;
 mod class {
     pyo3::import_exception!(trustformers_serve.errors, BatcherClosedError);
     pyo3::import_exception!(trustformers_serve.errors, BreakerOpenError);
+    pyo3::import_exception!(trustformers_serve.errors, BatchResultsError);
     pyo3::import_exception!(trustformers_serve.errors, ConfigError);
     pyo3::import_exception!(trustformers_serve.errors, ExecutorError);
+    pyo3::import_exception!(trustformers_serve.errors, InferenceError);
     pyo3::import_exception!(trustformers_serve.errors, OverloadedError);
     pyo3::import_exception!(trustformers_serve.errors, QueueFullError);
+    pyo3::import_exception!(trustformers_serve.errors, SerializationError);
     pyo3::import_exception!(trustformers_serve.errors, ServerNotReadyError);
     pyo3::import_exception!(trustformers_serve.errors, ServerStartError);
+    pyo3::import_exception!(trustformers_serve.errors, TrustformersError);
 }
 
 /// A configuration that the server refuses.
@@ -45,9 +49,29 @@ pub(crate) fn executor(message: impl Display) -> PyErr {
     class::ExecutorError::new_err(message.to_string())
 }
 
+/// A function that returned what is no list of as many results as it was given records.
+pub(crate) fn results(message: impl Display) -> PyErr {
+    class::BatchResultsError::new_err(message.to_string())
+}
+
 /// A queue that has no place for an item that does not wait for one.
 pub(crate) fn queue_full(message: impl Display) -> PyErr {
     class::QueueFullError::new_err(message.to_string())
+}
+
+/// A result that neither JSON nor MessagePack can carry.
+pub(crate) fn serialization(message: impl Display) -> PyErr {
+    class::SerializationError::new_err(message.to_string())
+}
+
+/// Whether an exception is one of this package.
+pub(crate) fn is_own(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<class::TrustformersError>(py)
+}
+
+/// Whether an exception's own message says which model failed.
+pub(crate) fn names_model(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<class::InferenceError>(py) || error.is_instance_of::<class::SerializationError>(py)
 }
 
 /// An item that was not admitted, for another reason than that its batcher is closed.

@@ -35,10 +35,12 @@ use trustformers_batching::{BatchError, Failure, InstanceId, ModelError, Priorit
 
 use self::entrance::{Backpressure, Entrance, Place, Refusal, configuration};
 pub(crate) use self::event_loop::LoopPort;
-use self::event_loop::settle;
-use self::executor::{Executor, Executors, answers, failure, name, raised};
+pub(crate) use self::event_loop::settle;
+pub(crate) use self::executor::answers;
+use self::executor::{Executor, Executors, failure, name, raised};
 use self::flush::Epochs;
-use self::item::{Answer, Caller, Item};
+pub(crate) use self::item::Answer;
+use self::item::{Caller, Item};
 use self::map::{Collected, Progress};
 use self::slot::Slot;
 use self::terms::Terms;

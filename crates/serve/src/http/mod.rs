@@ -7,10 +7,13 @@ mod completions;
 pub(crate) mod connection;
 pub mod error;
 mod health;
+mod hosted;
+mod hosted_stream;
 mod infer;
 mod models;
 pub(crate) use self::models::describe;
 mod openai;
+mod openapi;
 mod predict;
 pub mod request_id;
 mod tokenising;
@@ -44,6 +47,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/v1/inference/stream"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/tokenizer_info"),
@@ -61,6 +65,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ];
 
 /// The routes over one server's state.
@@ -72,6 +77,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/inference/stream", post(completions::inference::stream))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(completions::chats))
+        .route("/v1/responses", post(completions::responses))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/tokenizer_info", get(tokens::tokenizer_info))
@@ -89,6 +95,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(admin::metrics))
+        .route("/openapi.json", get(openapi::document))
         .fallback(async |request: axum::extract::Request| {
             ApiError::new(Code::RouteNotFound, format!("no route {}", request.uri().path()))
         })

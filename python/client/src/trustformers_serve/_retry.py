@@ -24,13 +24,16 @@ class RetryPolicy:
     retry_delay: float
     longest_wait: float
     """A server that asks for a longer wait than this is not waited for: its error is raised at once."""
+    repeat_unsafe: bool = False
+    """Whether what may have run is repeated too: after any status from 500 on, and a broken connection."""
 
     def wait_seconds(
         self, call: Call[Any], outcome: Reply | TransportError, retries: int, jitter: float
     ) -> float | None:
         """Seconds to wait before `call` is sent again, or None when `outcome` stands.
 
-        Only what cannot have run is repeated, and a GET, which may run twice.
+        Only what cannot have run is repeated, and a GET, which may run twice, unless `repeat_unsafe` is set.
+        Silence is not repeated either way: the caller's patience is over.
 
         Args:
             call: What was sent.
@@ -42,11 +45,12 @@ class RetryPolicy:
             return None
         asked = 0.0
         if isinstance(outcome, Reply):
-            if outcome.status not in _REFUSED or outcome.status in call.final_statuses:
+            again = outcome.status in _REFUSED or (self.repeat_unsafe and outcome.status >= 500)
+            if not again or outcome.status in call.final_statuses:
                 return None
             asked = retry_after(outcome) or 0.0
         elif not isinstance(outcome, ConnectionFailedError) and not (
-            call.method == "GET" and isinstance(outcome, ConnectionBrokenError)
+            (call.method == "GET" or self.repeat_unsafe) and isinstance(outcome, ConnectionBrokenError)
         ):
             return None
         if asked > self.longest_wait:

@@ -7,13 +7,17 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trustformers_serve import _functions, _models
 from trustformers_serve.annotations import require
 from trustformers_serve.batching import Breaker, FunctionBatcher, Settings, check_limit
 from trustformers_serve.errors import ConfigurationError
 from trustformers_serve.registry import ModelInfo, Registry
+
+if TYPE_CHECKING:
+    from trustformers_serve.config import ServerConfig
+    from trustformers_serve.server import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,6 +127,26 @@ class App:
         await asyncio.gather(
             *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher))
         )
+
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        block: bool = True,
+        *,
+        config: ServerConfig | None = None,
+        threads: int | None = None,
+    ) -> Server:
+        """Serves the models over HTTP, as `trustformers_serve.serve` does those of `register`.
+
+        Raises:
+            ConfigurationError: The app has no models.
+            ServerStartError: The address cannot be bound.
+        """
+        from trustformers_serve import serving
+
+        most = serving.THREADS if threads is None else threads
+        return serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
 
     def __repr__(self) -> str:
         """Its name and its models'."""

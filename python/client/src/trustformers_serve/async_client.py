@@ -253,10 +253,8 @@ class AsyncClient:
             if stream and response.status_code == 200:
                 return _Begun(response.status_code, headers, b"", response)
             return Reply(response.status_code, headers, await response.aread())
-        except httpx.TransportError as error:
-            failure = _failure(error)
-            failure.__cause__ = error
-            return failure
+        except httpx.RequestError as error:
+            return failure_of(error)
 
 
 @dataclass(frozen=True)
@@ -270,14 +268,18 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for chunk in response.aiter_bytes():
             yield chunk
-    except httpx.TransportError as error:
-        raise _failure(error) from error
+    except httpx.RequestError as error:
+        raise failure_of(error) from error
 
 
-def _failure(error: httpx.TransportError) -> TransportError:
+def failure_of(error: httpx.RequestError) -> TransportError:
+    """The exception of this package that httpx's own is the cause of."""
     detail = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ConnectionFailedError(f"cannot connect: {detail}")
-    if isinstance(error, httpx.TimeoutException):
-        return ReplyTimeoutError(f"no reply in time: {detail}")
-    return ConnectionBrokenError(f"no reply: {detail}")
+        failure = ConnectionFailedError(f"cannot connect: {detail}")
+    elif isinstance(error, httpx.TimeoutException):
+        failure = ReplyTimeoutError(f"no reply in time: {detail}")
+    else:
+        failure = ConnectionBrokenError(f"no reply: {detail}")
+    failure.__cause__ = error
+    return failure

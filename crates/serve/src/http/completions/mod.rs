@@ -2,8 +2,9 @@
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
 //! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
-//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations;
-//! `envelope` is what OpenAI's replies have in common.
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations,
+//! `responses`, `response_request` and `response_reply` of responses; `envelope` is what OpenAI's replies to the former
+//! have in common.
 
 mod chat;
 mod chat_reply;
@@ -15,6 +16,9 @@ pub(super) mod inference;
 mod options;
 mod prompts;
 mod reply;
+mod response_reply;
+mod response_request;
+mod responses;
 mod texts;
 
 use std::sync::Arc;
@@ -40,6 +44,7 @@ use crate::registry::{Running, Version};
 pub(super) use self::chat::chats;
 pub(super) use self::chat_request::Conversation;
 pub(super) use self::prompts::{Prompt, encode};
+pub(super) use self::responses::responses;
 pub(super) use super::infer::parse_priority as priority;
 
 /// `POST /v1/completions`

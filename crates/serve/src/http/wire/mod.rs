@@ -1,6 +1,7 @@
 //! Bodies of the project's own inference routes, in JSON and msgpack.
 
 mod call;
+mod raw;
 mod tensor;
 
 use std::io::Cursor;
@@ -12,6 +13,7 @@ use serde_json::de::SliceRead;
 
 use self::call::ItemLimit;
 pub use self::call::{Call, Expect, Item, Target};
+pub use self::raw::RawCall;
 pub use self::tensor::Nested;
 use super::error::{ApiError, Code};
 
