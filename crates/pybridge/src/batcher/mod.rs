@@ -311,7 +311,7 @@ impl Batcher {
     fn complete(&self, py: Python<'_>, results: &Bound<'_, PyAny>) {
         let Some((executor, count)) = self.running_executor(py) else { return };
         // The same results would come of running it again.
-        let answers = answers(executor.bind(py), results, count).map_err(|message| Blame::Results(message));
+        let answers = answers(executor.bind(py), results, count).map_err(Blame::Results);
         self.finish(py, answers);
     }
 
