@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from served import Serve, get, leave_early, predict
+from served import Serve, ask_at_once, get, leave_early, predict
 
 CALLERS = 1000
 
@@ -47,11 +47,8 @@ def test_a_thousand_concurrent_requests_get_their_own_results(serve: Serve, kind
     ts.register("double")(made[kind])
     server = serve(batching={"max_queue_size": CALLERS})
 
-    async def ask_all() -> list[Any]:
-        async with ts.AsyncClient(server.url, timeout=60) as client:
-            return await asyncio.gather(*(client.predict("double", item) for item in range(CALLERS)))
-
-    assert asyncio.run(ask_all()) == [item * 2 for item in range(CALLERS)]
+    answers = asyncio.run(ask_at_once(server, "/models/double/predict", range(CALLERS)))
+    assert [answer["data"] for answer in answers] == [item * 2 for item in range(CALLERS)]
     metrics = get(server, "/metrics").body.decode()
     assert f'requests_total{{model="double",outcome="ok",version="1"}} {CALLERS}' in metrics
 
