@@ -109,8 +109,9 @@ def test_a_client_who_leaves_takes_its_waiting_request_along(serve: Serve) -> No
 
 
 def queued(server: ts.Server) -> int:
-    (stats,) = get(server, "/admin/stats").value["models"]
-    return stats["batching"]["queued"]["entries"]
+    lines = get(server, "/metrics").body.decode().splitlines()
+    (depth,) = (line for line in lines if line.startswith("trustformers_queue_depth{"))
+    return int(depth.rpartition(" ")[2])
 
 
 def wait_for(happened: Any) -> None:
@@ -133,6 +134,7 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         return await asyncio.to_thread(hold, item)
 
     ts.register("hold")(hold if kind == "plain" else hold_later)
+    before = set(threading.enumerate())
     server = serve()
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(predict, server, "hold", 7)
@@ -143,7 +145,11 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         leave.set()
         assert answer.result(60).value["data"] == 7
         stopped.result(60)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("serve-")]
+    wait_for(lambda: not of_servers(set(threading.enumerate()) - before))
+
+
+def of_servers(threads: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threads if thread.name.startswith("serve-")]
 
 
 def refuses(server: ts.Server) -> bool:
