@@ -58,10 +58,7 @@ def run(options: Options) -> Report:
     """Measures one after another, so that only who is measured runs."""
     wrk.require()
     body = contest.write_body("served", {"data": FEATURES})
-    measured: list[Contender] = []
-    programs = contenders()
-    for program in programs:
-        measured.append(Contender(program.name, program, program.url))
+    measured = [Contender(program.name, program, program.url) for program in contenders()]
     for connections in CONNECTIONS:
         for repeat in range(options.repeats):
             for contender in measured[repeat:] + measured[:repeat]:
@@ -101,7 +98,9 @@ def report(measured: list[Contender], options: Options) -> Report:
     made.targets = [
         Target(f"requests/s at c={LOADED}, of LitServe's best", rate / rates["litserve"], ">=", 2.0, "x"),
         Target(f"requests/s at c={LOADED}, of mosec's best", rate / rates["mosec"], ">=", 1.2, "x"),
-        Target(f"p99 at c={LOADED}, of mosec's best", p99 / best(measured, "mosec", "p99_ms"), "<=", 1.0, "x"),
+        Target(
+            f"p99 at c={LOADED}, of mosec's best", p99 / best(measured, "mosec", "p99_ms"), "<=", 1.0, "x"
+        ),
         Target("requests that failed", sum(own.errors(c) for c in CONNECTIONS), "<=", 0, digits=0),
     ]
     made.notes = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -82,12 +83,39 @@ def get(server: ts.Server, path: str) -> Answer:
     return ask(server, path, method="GET")
 
 
-def leave_early(server: ts.Server, path: str, value: Any) -> socket.socket:
-    """Sends a request and returns its connection, for the caller to close before the reply."""
+async def ask_at_once(server: ts.Server, path: str, values: Sequence[Any]) -> list[Any]:
+    """The bodies of the replies to all values, each on a connection of its own, sent together."""
+    begin = asyncio.Event()
+    opened = [await asyncio.open_connection(server.host, server.port) for _ in values]
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, value: Any) -> Any:
+        await begin.wait()
+        writer.write(request(path, value))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        writer.close()
+        return json.loads(body)
+
+    tasks = [
+        asyncio.create_task(one(*connection, value)) for connection, value in zip(opened, values, strict=True)
+    ]
+    begin.set()
+    return await asyncio.gather(*tasks)
+
+
+def request(path: str, value: Any) -> bytes:
+    """A request with a JSON body."""
     body = json.dumps(value).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: t\r\ncontent-type: {JSON}\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def leave_early(server: ts.Server, path: str, value: Any) -> socket.socket:
+    """Sends a request and returns its connection, for the caller to close before the reply."""
     connection = socket.create_connection((server.host, server.port), timeout=60)
-    connection.sendall(head.encode() + body)
+    connection.sendall(request(path, value))
     return connection
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from served import Serve, get, leave_early, predict
+from served import Serve, ask_at_once, get, leave_early, predict
 
 CALLERS = 1000
 
@@ -47,11 +47,8 @@ def test_a_thousand_concurrent_requests_get_their_own_results(serve: Serve, kind
     ts.register("double")(made[kind])
     server = serve(batching={"max_queue_size": CALLERS})
 
-    async def ask_all() -> list[Any]:
-        async with ts.AsyncClient(server.url, timeout=60) as client:
-            return await asyncio.gather(*(client.predict("double", item) for item in range(CALLERS)))
-
-    assert asyncio.run(ask_all()) == [item * 2 for item in range(CALLERS)]
+    answers = asyncio.run(ask_at_once(server, "/models/double/predict", range(CALLERS)))
+    assert [answer["data"] for answer in answers] == [item * 2 for item in range(CALLERS)]
     metrics = get(server, "/metrics").body.decode()
     assert f'requests_total{{model="double",outcome="ok",version="1"}} {CALLERS}' in metrics
 
@@ -112,8 +109,9 @@ def test_a_client_who_leaves_takes_its_waiting_request_along(serve: Serve) -> No
 
 
 def queued(server: ts.Server) -> int:
-    (stats,) = get(server, "/admin/stats").value["models"]
-    return stats["batching"]["queued"]["entries"]
+    lines = get(server, "/metrics").body.decode().splitlines()
+    (depth,) = (line for line in lines if line.startswith("trustformers_queue_depth{"))
+    return int(depth.rpartition(" ")[2])
 
 
 def wait_for(happened: Any) -> None:
@@ -136,6 +134,7 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         return await asyncio.to_thread(hold, item)
 
     ts.register("hold")(hold if kind == "plain" else hold_later)
+    before = set(threading.enumerate())
     server = serve()
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(predict, server, "hold", 7)
@@ -146,7 +145,11 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         leave.set()
         assert answer.result(60).value["data"] == 7
         stopped.result(60)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("serve-")]
+    wait_for(lambda: not of_servers(set(threading.enumerate()) - before))
+
+
+def of_servers(threads: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threads if thread.name.startswith("serve-")]
 
 
 def refuses(server: ts.Server) -> bool:

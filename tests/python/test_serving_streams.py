@@ -76,9 +76,9 @@ def test_a_failure_before_the_first_piece_has_a_status_and_later_an_event(serve:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_piece_that_cannot_be_written_ends_the_stream_and_closes_the_generator(serve: Serve, kind: str) -> None:
+def test_a_piece_that_cannot_be_written_ends_the_stream_and_the_generator(serve: Serve, kind: str) -> None:
     closed = threading.Event()
-    register(kind, lambda item: iter([1, object(), 2]), closed)
+    register(kind, lambda _: iter([1, object(), 2]), closed)
     first, failure, last = events(ask(serve(), STREAM, {"model": "count", "data": 0}).body)
     assert first == {"data": 1}
     assert "type object" in failure["error"]["message"]
@@ -89,7 +89,7 @@ def test_a_piece_that_cannot_be_written_ends_the_stream_and_closes_the_generator
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_who_leaves_closes_the_generator(serve: Serve, kind: str) -> None:
     closed = threading.Event()
-    register(kind, lambda item: itertools.count(item), closed)
+    register(kind, itertools.count, closed)
     server = serve()
     connection = leave_early(server, STREAM, {"model": "count", "data": 5})
     assert first_event(connection) == {"data": 5}
@@ -157,7 +157,7 @@ def test_the_first_piece_has_to_come_in_time_and_all_of_them_where_a_time_is_nam
         yield item
 
     server = serve()
-    body = {"model": "late", "data": 0, "timeout_ms": 100}
+    body = {"model": "late", "data": 0, "timeout_ms": 500}
     assert ask(server, STREAM, body).error[:2] == (504, "deadline_exceeded")
     pieces = events(ask(server, STREAM, {**body, "data": 1}).body)
     assert pieces[0] == {"data": 0}

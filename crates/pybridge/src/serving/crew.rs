@@ -15,8 +15,10 @@ use trustformers_serve::hosted::{self, Calls};
 const TICK: Duration = Duration::from_millis(1);
 /// Between its looks where the interpreter turned out to be busy.
 const LONGEST_TICK: Duration = Duration::from_millis(100);
-/// Looks without anything waiting after which the watch sleeps until a call comes.
+/// Looks without anything waiting after which the watch looks seldom, or sleeps where no call runs.
 const QUIET_LOOKS: u32 = 50;
+/// Between seldom looks.
+const QUIET_TICK: Duration = Duration::from_millis(10);
 /// The interpreter is free when it is had as fast as this.
 const FREE: Duration = Duration::from_micros(500);
 /// Calls shorter than this need no other thread beside theirs.
@@ -39,6 +41,8 @@ struct State {
     numbered: u32,
     /// Those that take calls or run one.
     active: u32,
+    /// Those that run one.
+    running: u32,
     /// How many may.
     allowed: u32,
     /// Whether one of the others is on watch, and whether it sleeps.
@@ -56,6 +60,7 @@ impl Crew {
             threads: 0,
             numbered: 0,
             active: 0,
+            running: 0,
             allowed: 1,
             watched: false,
             asleep: false,
@@ -108,13 +113,15 @@ impl Crew {
         let (mut tick, mut quiet, mut seen) = (TICK, 0, u64::MAX);
         loop {
             let mut state = self.state.lock();
-            if quiet > QUIET_LOOKS {
+            if quiet <= QUIET_LOOKS {
+                self.changed.wait_for(&mut state, tick);
+            } else if state.running > 0 {
+                self.changed.wait_for(&mut state, QUIET_TICK);
+            } else {
                 state.asleep = true;
                 self.changed.wait(&mut state);
                 state.asleep = false;
                 quiet = 0;
-            } else {
-                self.changed.wait_for(&mut state, tick);
             }
             if state.active < state.allowed {
                 return;
@@ -146,7 +153,9 @@ impl Crew {
 
     /// The calling thread begins a call.
     pub(super) fn begins(&self) {
-        if self.state.lock().asleep {
+        let mut state = self.state.lock();
+        state.running += 1;
+        if state.asleep {
             self.changed.notify_all();
         }
     }
@@ -155,6 +164,7 @@ impl Crew {
     pub(super) fn ended(&self, busy: Duration) -> bool {
         let mut state = self.state.lock();
         state.ended += 1;
+        state.running -= 1;
         state.mean_seconds += (busy.as_secs_f64() - state.mean_seconds) / 8.0;
         if busy < SHORT && state.allowed > 1 && !state.closing {
             state.allowed -= 1;

@@ -175,19 +175,22 @@ impl Version {
         match loader::load(&self.source, self.threads, &self.metrics, &self.budgets) {
             Err(reason) => Err(self.fail(reason)),
             Ok(running) => {
-                tracing::info!(
-                    model = self.model(),
-                    version = self.name(),
-                    device = running.device,
-                    instances = self.source.settings.instances,
-                    threads_per_instance = running.threads,
-                    seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
-                    "ready"
-                );
+                self.say_ready(&running, started);
                 self.swap(running);
                 Ok(())
             }
         }
+    }
+
+    fn say_ready(&self, running: &Running, started: Instant) {
+        let (model, version, device) = (self.model(), self.name(), &running.device);
+        let seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+        if running.hosting().is_some() {
+            tracing::info!(model, version, device, seconds, "ready");
+            return;
+        }
+        let (instances, threads_per_instance) = (self.source.settings.instances, running.threads);
+        tracing::info!(model, version, device, instances, threads_per_instance, seconds, "ready");
     }
 
     fn swap(&self, running: Running) {

@@ -16,11 +16,11 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any, Protocol
 
-from trustformers_serve import _core, _functions, annotations
+from trustformers_serve import _core, _functions
 from trustformers_serve import registry as process_registry
+from trustformers_serve.annotations import schema
 from trustformers_serve.config import ServerConfig
 from trustformers_serve.errors import ConfigurationError, ValidationError
 from trustformers_serve.registry import ModelInfo
@@ -96,7 +96,7 @@ def serve(
 def _wait(server: Server) -> None:
     """Waits for the end of a server, or for a signal that ends it."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     on_main = threading.current_thread() is threading.main_thread()
@@ -159,8 +159,8 @@ def _hosted(info: ModelInfo, threads: int, loop: _EventLoop) -> _core.HostedMode
     return _core.HostedModel(
         name=info.name,
         version=info.version,
-        inputs=[(name, json.dumps(annotations.schema(kind))) for name, kind in info.input_types.items()],
-        output=json.dumps(annotations.schema(info.output_type)),
+        inputs=[(name, json.dumps(schema(kind))) for name, kind in info.input_types.items()],
+        output=json.dumps(schema(info.output_type)),
         streaming=info.streaming,
         most=COROUTINES if on_loop else threads,
         on_loop=on_loop,
@@ -179,7 +179,7 @@ def _run(worker: _core.Worker, bound: _Bound, name: str) -> None:
     while (item := worker.next()) is not None:
         try:
             result = bound(item[0], worker)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is the call's
             _report(name, error)
             worker.fail(error)
         else:
@@ -192,30 +192,34 @@ def _stream(worker: _core.Worker, bound: _Bound, name: str) -> None:
     """Answers calls of a generator function, until there are no more."""
     while (item := worker.next()) is not None:
         try:
-            pieces: Iterator[Any] = bound(item[0], worker)
-            try:
-                for piece in pieces:
-                    if not worker.put(piece):
-                        break
-            finally:
-                if inspect.isgenerator(pieces):
-                    pieces.close()
-        except BaseException as error:
+            _put_all(worker, bound(item[0], worker))
+        except BaseException as error:  # noqa: BLE001 - it is the call's
             _report(name, error)
             worker.fail(error)
         else:
             worker.finish()
-        item = pieces = piece = None
+        item = None
+
+
+def _put_all(worker: _core.Worker, pieces: Iterator[Any]) -> None:
+    """Sends pieces until there are no more, or nobody wants them."""
+    try:
+        for piece in pieces:
+            if not worker.put(piece):
+                break
+    finally:
+        if inspect.isgenerator(pieces):
+            pieces.close()
 
 
 _Room = Callable[[], "asyncio.Future[None]"]
 """Makes a future that is done once the client has taken a piece."""
 
 
-async def _arun(call: _core.AsyncCall, bound: _Bound, item: Any, name: str, room: _Room) -> None:
+async def _arun(call: _core.AsyncCall, bound: _Bound, item: Any, name: str, _: _Room) -> None:
     try:
         result = await bound(item, call)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is the call's
         if not isinstance(error, asyncio.CancelledError):
             _report(name, error)
         call.fail(error)
@@ -239,7 +243,7 @@ async def _astream(call: _core.AsyncCall, bound: _Bound, item: Any, name: str, r
         finally:
             if inspect.isasyncgen(pieces):
                 await pieces.aclose()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is the call's
         if not isinstance(error, asyncio.CancelledError):
             _report(name, error)
         call.fail(error)
@@ -284,7 +288,7 @@ class _EventLoop:
                 elif kind == "closed":
                     loop.remove_reader(port.fileno())
                 elif number in landed:
-                    happened(kind, landed[number])
+                    _happened(kind, landed[number])
 
         def begin(number: int, call: _core.AsyncCall, item: Any) -> None:
             state = landed[number] = _Landed()
@@ -294,7 +298,7 @@ class _EventLoop:
                 return state.room
 
             state.task = loop.create_task(runner(call, item, room))
-            state.task.add_done_callback(lambda task: landed.pop(number, None))
+            state.task.add_done_callback(lambda _: landed.pop(number, None))
 
         loop.call_soon_threadsafe(loop.add_reader, port.fileno(), take)
 
@@ -320,7 +324,7 @@ class _EventLoop:
             loop.close()
 
 
-def happened(kind: str, state: _Landed) -> None:
+def _happened(kind: str, state: _Landed) -> None:
     """What the server says of a call that runs: nobody waits any more, or its client has taken a piece."""
     if kind == "over" and state.task is not None:
         state.task.cancel()
