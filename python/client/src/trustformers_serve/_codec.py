@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -36,10 +37,22 @@ class Reply:
     body: bytes
 
 
+_DTYPES = {
+    "float32": "f32",
+    "float64": "f64",
+    "float16": "f16",
+    "bool": "bool",
+    **{f"{kind}int{bits}": f"{kind or 'i'}{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""The server's names for element types."""
+
+
 def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
     """The MessagePack form of a body, and whether a numpy array was in it.
 
-    Whatever has a `tolist` method (arrays and tensors of any library) is sent as nested lists.
+    Arrays of numpy and tensors of torch are sent as their bytes, with type and shape:
+    `{"dtype": "f32", "shape": [2, 3], "data": b"..."}`. Whatever else has a `tolist` method is sent as nested
+    lists, and so is what has no dimension, or a type that the server does not know.
 
     Raises:
         TypeError: A value has no MessagePack form.
@@ -50,10 +63,36 @@ def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
         nonlocal found_numpy
         if not hasattr(value, "tolist"):
             raise TypeError(f"cannot send a {type(value).__name__} to the server: {value!r}")
-        found_numpy |= type(value).__module__ == "numpy"
-        return value.tolist()
+        library = type(value).__module__.partition(".")[0]
+        found_numpy |= library == "numpy"
+        packed = _tensor(value, library) if library in {"numpy", "torch"} and value.ndim > 0 else None
+        return value.tolist() if packed is None else packed
 
     return _packb(body, default=plain), found_numpy
+
+
+def _tensor(value: Any, library: str) -> dict[str, Any] | None:
+    """An array's or a tensor's form on the wire; None where it has none."""
+    shape = list(value.shape)
+    if library == "torch":
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            # numpy has no such type; the bytes of any other of its size are the same.
+            return {"dtype": "bf16", "shape": shape, "data": value.view(_int16()).numpy().tobytes()}
+        if str(value.dtype).removeprefix("torch.") not in _DTYPES:
+            return None
+        value = value.numpy()
+    dtype = _DTYPES.get(value.dtype.name)
+    if dtype is None:
+        return None
+    if value.dtype.byteorder == ">":
+        value = value.astype(value.dtype.newbyteorder("<"))
+    return {"dtype": dtype, "shape": shape, "data": value.tobytes()}
+
+
+def _int16() -> Any:
+    # There is a tensor, so torch is imported.
+    return sys.modules["torch"].int16
 
 
 def unpack(reply: Reply) -> Any:

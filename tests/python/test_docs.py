@@ -1,0 +1,50 @@
+"""The snippets of docs/ work as they are written, and the programs of examples/ run to their ends."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PATIENCE = 120
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def run(*arguments: str | Path, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PRINTED = {"executors.md": ["100 (3,)\n", "12 True\n"]}
+"""What the snippets of each page print, in their order."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_snippets_of_a_page_print_what_they_made(page: Path, tmp_path: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert [run("-c", code, folder=tmp_path) for code in snippets] == PRINTED.get(page.name, [])
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        for target in re.findall(r"\]\(((?!https?://)[^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} has a link to {target}"
+
+
+def test_the_openai_package_talks_to_the_server(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/openai_client.py", folder=tmp_path).splitlines()
+    assert printed[0].strip()
+    assert re.fullmatch(r"\((completed|incomplete): \d+ tokens in, \d+ out\)", printed[1])
+    assert printed[-1].startswith("32 more, the last one: ")
