@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,18 @@ def test_the_openai_package_talks_to_the_server(tmp_path: Path) -> None:
     assert printed[0].strip()
     assert re.fullmatch(r"\((completed|incomplete): \d+ tokens in, \d+ out\)", printed[1])
     assert printed[-1].startswith("32 more, the last one: ")
+
+
+def test_a_server_of_images_answers_its_client(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "examples/resnet_server.py", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert server.stdout is not None
+            (url,) = re.findall(r"serving resnet18 on (\S+)", server.stdout.readline())
+            printed = run(ROOT / "examples/resnet_client.py", url, folder=tmp_path)
+        finally:
+            server.send_signal(signal.SIGINT)
+    assert re.search(r"of the first image: \d+, \d+, \d+, \d+, \d+\n", printed)
+    assert "32 images from 8 threads" in printed
+    (batches,) = re.findall(r"(\d+) batches", printed)
+    assert 3 <= int(batches) < 36, "images share batches"
