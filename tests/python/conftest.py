@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytest
 import torch
 import trustformers_serve as ts
+from served import Serve
 from trustformers_serve.config import ModelSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,23 @@ def slow_server() -> Iterator[ts.Server]:
     )
     with ts.Server(config) as server:
         yield server
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers of what the test has registered, and stops them; forgets the models before and after."""
+    started: list[ts.Server] = []
+
+    def start(settings: Mapping[str, Any] | None = None, *, threads: int = 32, **config: Any) -> ts.Server:
+        with_settings = ts.ServerConfig(server=cast("Any", dict(settings or {})), **config)
+        started.append(ts.serve(port=0, block=False, config=with_settings, threads=threads))
+        return started[-1]
+
+    ts.registry.clear()
+    yield start
+    for server in started:
+        server.stop()
+    ts.registry.clear()
 
 
 class Blocking:

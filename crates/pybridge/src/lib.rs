@@ -11,7 +11,10 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
+//! - [`versions`]: `compare_versions`
+//! - [`record_stream`]: `RecordStream`, the scheduler driven by one event loop
 //! - [`server`]: `Server`, a running server in this process
+//! - [`serving`]: `HostedModel`, a Python function behind the server's routes
 //! - [`cli`]: `run_cli`, the command line
 //! - [`value`]: Python values to TOML values and back
 //! - [`interrupt`]: waiting without the GIL and with Ctrl-C
@@ -23,8 +26,11 @@ mod cli;
 mod config;
 mod error;
 mod interrupt;
+mod record_stream;
 mod server;
+mod serving;
 mod value;
+mod versions;
 
 /// What Python imports as `trustformers_serve._core`.
 #[pymodule]
@@ -38,7 +44,13 @@ mod _core {
     #[pymodule_export]
     use super::error::error_codes;
     #[pymodule_export]
+    use super::record_stream::{Place, RecordStream};
+    #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::serving::{AsyncCall, HostedModel, Port, Worker};
+    #[pymodule_export]
+    use super::versions::compare_versions;
 
     use pyo3::prelude::*;
 

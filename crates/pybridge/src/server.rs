@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use trustformers_serve::{logging, server};
 
 use crate::interrupt::{POLL, interruptible, seconds};
+use crate::serving::HostedModel;
 use crate::{config, error};
 
 /// A server that runs on threads of its own in this process.
@@ -18,14 +19,28 @@ pub(crate) struct Server {
 
 #[pymethods]
 impl Server {
-    /// Binds the address of a configuration and serves; models load in the background.
+    /// Binds the address of a configuration and serves; models load in the background, also those `hosted`,
+    /// which stand in the place of the built-in ones without `builtins`.
     ///
     /// The first one in a process also decides what the process logs.
     #[staticmethod]
-    fn start(py: Python<'_>, text: &str, origin: &str, folder: &str) -> PyResult<Self> {
-        let settings = config::settings(text, origin, folder).map_err(error::config)?;
+    #[pyo3(signature = (text, origin, folder, hosted, builtins))]
+    fn start(
+        py: Python<'_>,
+        text: &str,
+        origin: &str,
+        folder: &str,
+        hosted: Vec<Py<HostedModel>>,
+        builtins: bool,
+    ) -> PyResult<Self> {
+        let mut settings = config::settings(text, origin, folder).map_err(error::config)?;
+        if !builtins {
+            settings.models.clear();
+        }
         logging::log_to_stderr(&settings.logging);
-        let running = interruptible(py, move || server::Server::start(&settings))?.map_err(error::start)?;
+        let hosted: Vec<_> = hosted.iter().map(|model| model.get().model()).collect();
+        let start = move || server::Server::start_with(&settings, &hosted);
+        let running = interruptible(py, start)?.map_err(error::start)?;
         Ok(Self { running: Arc::new(running) })
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::config::{ServerSettings, Settings};
+use crate::hosted::Hosted;
 use crate::http::client_id::Clients;
 use crate::http::{Outer, connection};
 use crate::metrics::{Metrics, MetricsError};
@@ -83,10 +84,10 @@ impl Drop for Flight {
 }
 
 impl App {
-    /// The state of a server with these settings; no model is loaded yet.
-    pub fn new(settings: &Settings) -> Result<Self, AppError> {
+    /// The state of a server with these settings and `hosted` models; no model is loaded yet.
+    pub fn new(settings: &Settings, hosted: &[Hosted]) -> Result<Self, AppError> {
         let metrics = Metrics::new()?;
-        let registry = Registry::new(settings, &metrics)?;
+        let registry = Registry::new(settings, hosted, &metrics)?;
         let server = settings.server.clone();
         Ok(Self {
             settings: server,

@@ -19,7 +19,7 @@ use crate::cli::{Action, Cli};
 use crate::config::Settings;
 use crate::http::{ROUTES, describe};
 use crate::logging::log_to_stderr;
-use crate::registry::{State, Version};
+use crate::registry::{Origin, State, Version};
 use crate::server::{Server, check_devices};
 use crate::simulate;
 use crate::torch::shim::exit_now;
@@ -79,10 +79,10 @@ fn say(line: &str) -> Result<u8, String> {
 }
 
 fn list_models(settings: &Settings) -> Result<u8, String> {
-    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let app = App::new(settings, &[]).map_err(|error| error.to_string())?;
     for version in app.registry.versions() {
-        let source = version.source();
-        say(&format!("{} {} {} {}", version.model(), version.name(), source.format, source.path.display()))?;
+        let Origin::Files { path, format } = &version.source().origin else { continue };
+        say(&format!("{} {} {format} {}", version.model(), version.name(), path.display()))?;
     }
     Ok(OK)
 }
@@ -90,7 +90,7 @@ fn list_models(settings: &Settings) -> Result<u8, String> {
 /// Loads everything, what is not loaded at start too: the exit code says whether all of it can be.
 fn dry_run(settings: &Settings) -> Result<u8, String> {
     log_to_stderr(&settings.logging);
-    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let app = App::new(settings, &[]).map_err(|error| error.to_string())?;
     let versions: Vec<_> = app.registry.versions().cloned().collect();
     load_for_a_look(settings, &versions)?;
     let mut code = OK;
@@ -113,7 +113,7 @@ fn dry_run(settings: &Settings) -> Result<u8, String> {
 /// Loads one model, whether or not it is loaded at start, and none of the others.
 fn model_info(settings: &Settings, name: &str) -> Result<u8, String> {
     log_to_stderr(&settings.logging);
-    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let app = App::new(settings, &[]).map_err(|error| error.to_string())?;
     let model = app.registry.model(name).map_err(|error| error.to_string())?;
     load_for_a_look(settings, model.versions())?;
     let text = serde_json::to_string_pretty(&describe(model)).map_err(|error| error.to_string())?;

@@ -15,6 +15,7 @@
 //! - [`http`]: routes, bodies, errors
 //! - [`registry`]: models by name and version, loading and unloading
 //! - [`backend`]: model formats; [`tensor`]: tensors in host memory; [`torch`]: what tch lacks
+//! - [`hosted`]: models that the program around the server runs
 //! - [`generation`]: text from language models, token by token
 //! - [`service`]: the scheduler and a model inside a Rust program, without HTTP
 //! - [`text`]: texts of language models as tokens, and back
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod generation;
+pub mod hosted;
 pub mod http;
 pub mod logging;
 pub mod metrics;

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::app::{self, App, AppError};
 use crate::config::Settings;
+use crate::hosted::Hosted;
 use crate::registry::{State, Version};
 use crate::torch::device::{self, DeviceError};
 
@@ -83,8 +84,13 @@ impl Stopped {
 impl Server {
     /// Binds and answers at once; models load in the background.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
+        Self::start_with(settings, &[])
+    }
+
+    /// The same, with models that this program runs, beside those of the settings.
+    pub fn start_with(settings: &Settings, hosted: &[Hosted]) -> Result<Self, StartError> {
         raise_file_limit();
-        let app = Arc::new(App::new(settings)?);
+        let app = Arc::new(App::new(settings, hosted)?);
         check_devices(settings, app.registry.versions())?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(settings.server.workers)

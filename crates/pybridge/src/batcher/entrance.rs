@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, ClientId, Dispatch, Failure, InstanceId, Isolation, MonotonicClock, Observer, Priority,
-    Rejection, SchedulerConfig, ShapeKey, Submission, Ticket,
+    Batcher, ClientId, Dispatch, Failure, InstanceId, Isolation, MonotonicClock, Observer, Rejection,
+    SchedulerConfig, ShapeKey, Submission, Ticket,
 };
 
 use super::item::{Answer, Item, Outbox};
@@ -52,6 +52,8 @@ pub(super) enum Place {
 /// Why an item did not get in.
 pub(super) enum Refusal {
     Full,
+    /// Refused for another reason than a full queue.
+    Rejected(Rejection),
     Closed,
 }
 
@@ -83,17 +85,21 @@ impl Observer for Silent {
     fn event(&self, _event: Event) {}
 }
 
+/// That of a batcher of which nothing is asked beyond its limits.
+pub(super) fn configuration(max_batch: u32, max_wait: Duration, max_queue: u32) -> SchedulerConfig {
+    SchedulerConfig {
+        dispatch: Dispatch::Window,
+        isolation: Isolation::None,
+        max_batch_size: max_batch,
+        max_wait,
+        max_queue_size: max_queue,
+        priorities: false,
+        ..SchedulerConfig::default()
+    }
+}
+
 impl Entrance {
-    pub(super) fn new(max_batch: u32, max_wait: Duration, max_queue: u32) -> Self {
-        let config = SchedulerConfig {
-            dispatch: Dispatch::Window,
-            isolation: Isolation::None,
-            max_batch_size: max_batch,
-            max_wait,
-            max_queue_size: max_queue,
-            priorities: false,
-            ..SchedulerConfig::default()
-        };
+    pub(super) fn new(config: SchedulerConfig) -> Self {
         let clock = Arc::new(MonotonicClock::default());
         Self {
             batcher: Batcher::new(config, None, clock, Arc::new(Silent), false),
@@ -123,7 +129,8 @@ impl Entrance {
                 Ok(_) => return Ok(Place::Queued),
                 Err(Rejection::QueueFull { .. }) if waits => {}
                 Err(Rejection::QueueFull { .. }) => return Err(Refusal::Full),
-                Err(_) => return Err(Refusal::Closed),
+                Err(Rejection::Draining) => return Err(Refusal::Closed),
+                Err(rejection) => return Err(Refusal::Rejected(rejection)),
             }
         }
         let mut waiters = self.waiters.lock();
@@ -148,7 +155,7 @@ impl Entrance {
             seq_len: 0,
             bytes: 0,
             shape: ShapeKey(item.executor.number),
-            priority: Priority::Normal,
+            priority: item.priority,
             timeout: None,
             reply: Box::new(move |result| outbox.lock().push((ended, result))),
         };

@@ -106,7 +106,7 @@ pub(super) fn name(callable: &Bound<'_, PyAny>) -> String {
 ///
 /// # Errors
 /// What is wrong with it, in words that name the executor.
-pub(super) fn answers(
+pub(crate) fn answers(
     executor: &Bound<'_, PyAny>,
     results: &Bound<'_, PyAny>,
     count: usize,

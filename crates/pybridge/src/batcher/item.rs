@@ -1,11 +1,11 @@
 //! One item on its way through a batcher, and who waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use trustformers_batching::{Failure, Ticket};
+use trustformers_batching::{Failure, Priority, Ticket};
 
 use super::event_loop::LoopPort;
 use super::executor::Executor;
@@ -14,7 +14,7 @@ use super::map::Collected;
 use super::slot::Slot;
 
 /// What a caller gets.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Result(Py<PyAny>),
     /// An exception instance, to be raised.
     Error(Py<PyAny>),
@@ -46,6 +46,9 @@ pub(super) struct Item {
     pub(super) value: Py<PyAny>,
     pub(super) executor: Arc<Executor>,
     pub(super) caller: Caller,
+    pub(super) priority: Priority,
+    /// Whether a batch with it began: it may run again, in part of a batch that failed.
+    begun: AtomicBool,
     /// Its name in the batcher, once it is admitted.
     ticket: AtomicU64,
     /// A flush waits until the items of its epoch are gone.
@@ -60,9 +63,18 @@ impl Item {
         value: Py<PyAny>,
         executor: Arc<Executor>,
         caller: Caller,
+        priority: Priority,
         epoch: Arc<Epoch>,
     ) -> Arc<Self> {
-        Arc::new(Self { value, executor, caller, ticket: AtomicU64::new(NO_TICKET), _epoch: epoch })
+        Arc::new(Self {
+            value,
+            executor,
+            caller,
+            priority,
+            begun: AtomicBool::new(false),
+            ticket: AtomicU64::new(NO_TICKET),
+            _epoch: epoch,
+        })
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
@@ -76,6 +88,9 @@ impl Item {
     /// Whether its caller still wants it now that its batch starts; a future is running from here on.
     pub(super) fn starts(&self, py: Python<'_>) -> bool {
         let Caller::Future(future) = &self.caller else { return true };
+        if self.begun.swap(true, Ordering::Relaxed) {
+            return true;
+        }
         let starts = future.call_method0(py, pyo3::intern!(py, "set_running_or_notify_cancel"));
         // Raises only where the holder of the future set it: there is nobody to run it for.
         starts.and_then(|starts| starts.extract::<bool>(py)).unwrap_or(false)

@@ -11,7 +11,7 @@
 //! Code map:
 //! - `entrance`: into the queue, or what backpressure says; `executor`: who shares a batch, what results are
 //! - `item`: an item and who waits for it: `slot` (a thread), `event_loop` (asyncio), `map`, or a future
-//! - `flush`: what a flush waits for
+//! - `flush`: what a flush waits for; `terms`: isolation, admission, priorities, breaker
 
 mod entrance;
 mod event_loop;
@@ -20,6 +20,7 @@ mod flush;
 mod item;
 mod map;
 mod slot;
+mod terms;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -30,16 +31,19 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use trustformers_batching::batcher::Job;
-use trustformers_batching::{BatchError, Failure, InstanceId, ModelError};
+use trustformers_batching::{BatchError, Failure, InstanceId, ModelError, Priority};
 
-use self::entrance::{Backpressure, Entrance, Place, Refusal};
+use self::entrance::{Backpressure, Entrance, Place, Refusal, configuration};
 pub(crate) use self::event_loop::LoopPort;
-use self::event_loop::settle;
-use self::executor::{Executor, Executors, answers, failure, name, raised};
+pub(crate) use self::event_loop::settle;
+pub(crate) use self::executor::answers;
+use self::executor::{Executor, Executors, failure, name, raised};
 use self::flush::Epochs;
-use self::item::{Answer, Caller, Item};
+pub(crate) use self::item::Answer;
+use self::item::{Caller, Item};
 use self::map::{Collected, Progress};
 use self::slot::Slot;
+use self::terms::Terms;
 use crate::error;
 use crate::interrupt::{POLL, seconds};
 
@@ -109,16 +113,23 @@ impl Pending {
 #[pymethods]
 impl Batcher {
     #[new]
+    #[pyo3(signature = (max_batch, max_wait_seconds, backpressure, max_queue, start, terms=None))]
     fn new(
         max_batch: u32,
         max_wait_seconds: f64,
         backpressure: &str,
         max_queue: u32,
         start: Py<PyAny>,
+        terms: Option<Terms>,
     ) -> PyResult<Self> {
+        let backpressure = Backpressure::named(backpressure)?;
+        let mut config = configuration(max_batch, seconds(max_wait_seconds)?, max_queue);
+        if let Some(terms) = terms {
+            terms.apply(&mut config, backpressure)?;
+        }
         Ok(Self {
-            entrance: Entrance::new(max_batch, seconds(max_wait_seconds)?, max_queue),
-            backpressure: Backpressure::named(backpressure)?,
+            entrance: Entrance::new(config),
+            backpressure,
             executors: Executors::default(),
             epochs: Epochs::default(),
             start,
@@ -163,16 +174,21 @@ impl Batcher {
 
     /// Runs `item` for a future of the event loop that `port` leads to. `None`: the queue is full, and it
     /// is to be run alone.
+    #[pyo3(signature = (item, executor, future, port, priority=None))]
     fn send(
         this: &Bound<'_, Self>,
         item: Py<PyAny>,
         executor: &Bound<'_, PyAny>,
         future: Py<PyAny>,
         port: Py<LoopPort>,
+        priority: Option<&str>,
     ) -> PyResult<Option<Pending>> {
         let batcher = this.get();
         batcher.refuse_worker("arun")?;
-        let item = batcher.item(item, executor, Caller::Loop { port, future })?;
+        let priority = priority.map_or(Ok(Priority::Normal), terms::priority)?;
+        let executor = batcher.executors.of(executor)?;
+        let caller = Caller::Loop { port, future };
+        let item = Item::new(item, executor, caller, priority, batcher.epochs.current());
         let entered = Self::bring(this, &item)?;
         Ok(entered.then(|| Pending { batcher: this.clone().unbind(), item: Arc::downgrade(&item) }))
     }
@@ -204,7 +220,8 @@ impl Batcher {
                 break;
             }
             let caller = Caller::Map { results: Arc::clone(&results), index: fed };
-            let item = Item::new(item?.unbind(), Arc::clone(&executor), caller, batcher.epochs.current());
+            let (item, epoch) = (item?.unbind(), batcher.epochs.current());
+            let item = Item::new(item, Arc::clone(&executor), caller, Priority::Normal, epoch);
             Self::bring_waiting(this, &item)?;
             fed += 1;
             py.check_signals()?;
@@ -293,7 +310,8 @@ impl Batcher {
     /// Ends the batch with what its executor returned.
     fn complete(&self, py: Python<'_>, results: &Bound<'_, PyAny>) {
         let Some((executor, count)) = self.running_executor(py) else { return };
-        let answers = answers(executor.bind(py), results, count).map_err(|message| (message, None));
+        // The same results would come of running it again.
+        let answers = answers(executor.bind(py), results, count).map_err(|message| Blame::Results(message));
         self.finish(py, answers);
     }
 
@@ -301,12 +319,26 @@ impl Batcher {
     fn fail(&self, py: Python<'_>, error: Py<PyAny>) {
         let Some((executor, _)) = self.running_executor(py) else { return };
         let message = raised(executor.bind(py), error.bind(py));
-        self.finish(py, Err((message, Some(error))));
+        self.finish(py, Err(Blame::Raised(message, error)));
     }
 }
 
-/// What failed a batch: the words for it, and the exception that it comes from.
-type Blame = (String, Option<Py<PyAny>>);
+/// What failed a batch, and the words for it.
+enum Blame {
+    /// An exception.
+    Raised(String, Py<PyAny>),
+    /// No list, or one of another length.
+    Results(String),
+}
+
+impl Blame {
+    fn error(&self, py: Python<'_>) -> Py<PyAny> {
+        match self {
+            Blame::Raised(message, cause) => failure(py, message, Some(cause)),
+            Blame::Results(message) => failure(py, message, None),
+        }
+    }
+}
 
 fn closed(py: Python<'_>) -> Py<PyAny> {
     error::closed("the batcher was closed before the item was done").into_value(py).into_any()
@@ -314,7 +346,8 @@ fn closed(py: Python<'_>) -> Py<PyAny> {
 
 impl Batcher {
     fn item(&self, item: Py<PyAny>, executor: &Bound<'_, PyAny>, caller: Caller) -> PyResult<Arc<Item>> {
-        Ok(Item::new(item, self.executors.of(executor)?, caller, self.epochs.current()))
+        let executor = self.executors.of(executor)?;
+        Ok(Item::new(item, executor, caller, Priority::Normal, self.epochs.current()))
     }
 
     /// # Errors
@@ -354,10 +387,13 @@ impl Batcher {
         match batcher.entrance.enter(item, waits, None) {
             Ok(_) => Ok(true),
             Err(Refusal::Closed) => Err(error::closed("the batcher is closed")),
+            Err(Refusal::Rejected(rejection)) => Err(error::rejected(this.py(), &rejection)),
             Err(Refusal::Full) if batcher.backpressure == Backpressure::Passthrough => Ok(false),
             Err(Refusal::Full) => {
                 batcher.entrance.dropped.fetch_add(1, Ordering::Relaxed);
-                Err(error::queue_full("the batcher's queue is full, and `backpressure` is 'drop'"))
+                let limit =
+                    batcher.entrance.batcher.inspect(|scheduler, _| scheduler.config().max_queue_size);
+                Err(error::queue_full(format!("the queue is full: {limit} items are waiting")))
             }
         }
     }
@@ -381,6 +417,7 @@ impl Batcher {
                 None => Ok(()),
             },
             Err(Refusal::Closed) => Err(error::closed("the batcher is closed")),
+            Err(Refusal::Rejected(rejection)) => Err(error::rejected(py, &rejection)),
             Err(Refusal::Full) => waits,
         }
     }
@@ -392,16 +429,16 @@ impl Batcher {
             Ok(results) => match answers(callable, &results, 1) {
                 Ok(mut answers) => match answers.pop() {
                     Some(answer) => return answer.into_result(py),
-                    None => (format!("{} returned nothing", name(callable)), None),
+                    None => Blame::Results(format!("{} returned nothing", name(callable))),
                 },
-                Err(message) => (message, None),
+                Err(message) => Blame::Results(message),
             },
             Err(error) => {
                 let error = error.into_value(py).into_any();
-                (raised(callable, error.bind(py)), Some(error))
+                Blame::Raised(raised(callable, error.bind(py)), error)
             }
         };
-        Answer::Error(failure(py, &blame.0, blame.1.as_ref())).into_result(py)
+        Answer::Error(blame.error(py)).into_result(py)
     }
 
     /// The executor of the batch that runs, and how many items it was given.
@@ -424,7 +461,14 @@ impl Batcher {
                 let unwanted = || Answer::Result(py.None());
                 (Ok(wanted.into_iter().map(of).map(|of| Ok(of.unwrap_or_else(unwanted))).collect()), None)
             }
-            Err(blame) => (Err(BatchError::Failed(ModelError(blame.0.clone()))), Some(blame)),
+            Err(blame) => {
+                let results = match &blame {
+                    Blame::Raised(message, _) => Err(BatchError::Failed(ModelError(message.clone()))),
+                    // Results of another number are those of no batch.
+                    Blame::Results(_) => Ok(Vec::new()),
+                };
+                (results, Some(blame))
+            }
         };
         self.entrance.batcher.complete(INSTANCE, job, results, busy, None);
         self.deliver(py, blame.as_ref());
@@ -439,8 +483,7 @@ impl Batcher {
             let answer = match result {
                 Ok(answer) => answer,
                 Err(Failure::Model(error)) => {
-                    let cause = blame.and_then(|(_, cause)| cause.as_ref());
-                    Answer::Error(failure(py, &error.0, cause))
+                    Answer::Error(blame.map_or_else(|| failure(py, &error.0, None), |blame| blame.error(py)))
                 }
                 Err(_) => Answer::Error(closed(py)),
             };

@@ -286,7 +286,40 @@ impl fmt::Display for Format {
     }
 }
 
+/// Whether `text` can name a model or a version.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(text: &str) -> Result<(), String> {
+    if kinds::is_name(text) { Ok(()) } else { Err(format!("{text:?} {}", kinds::NAME_RULE)) }
+}
+
 impl ModelSettings {
+    /// Those of a model that the program around the server runs.
+    pub fn hosted(name: &str, version: &str, batching: &BatchingSettings) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: None,
+            format: None,
+            version: version.to_owned(),
+            versions: Versions::Latest,
+            device: DeviceSpec::Cpu,
+            instances: 0,
+            threads: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            warmup: 0,
+            load: true,
+            max_length: None,
+            truncation: None,
+            static_batch: false,
+            dtype: None,
+            quantization: None,
+            batching: batching.clone(),
+            delay: None,
+        }
+    }
+
     /// Whether these settings have a key that a model of `format` would ignore. Resolving checks
     /// it when the format is known; whoever finds the format later must.
     pub fn check_format(&self, format: Format) -> Result<(), ConfigError> {

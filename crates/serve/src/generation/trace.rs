@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use trustformers_batching::Time;
-use trustformers_batching::continuous::{BlockCounts, RequestId, SequenceId, StepPlan};
+use trustformers_batching::continuous::{BlockCounts, RequestId, SequenceId, StepId, StepPlan};
 
 /// How many steps are kept, and how many texts.
 const KEPT: usize = 4096;
@@ -48,10 +48,41 @@ pub(super) struct Life {
     pub(super) left: Time,
 }
 
+/// What is done while a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// Callers are told what the last step brought.
+    Tell,
+    /// The next step is planned.
+    Plan,
+}
+
+impl Errand {
+    /// What it is, and what it counts.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Errand::Tell => ("tell callers", "events"),
+            Errand::Plan => ("plan ahead", "sequences"),
+        }
+    }
+}
+
+/// Something that was done beside the steps.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Aside {
+    pub(super) errand: Errand,
+    /// The last step that had ended.
+    pub(super) last: StepId,
+    pub(super) count: usize,
+    pub(super) began: Time,
+    pub(super) ended: Time,
+}
+
 /// The last steps and texts of one model, as many as are kept.
 #[derive(Debug, Default)]
 pub struct Trace {
     steps: Mutex<VecDeque<Step>>,
+    asides: Mutex<VecDeque<Aside>>,
     lives: Mutex<VecDeque<Life>>,
 }
 
@@ -108,6 +139,10 @@ impl Trace {
         keep(&self.steps, step);
     }
 
+    pub(super) fn aside(&self, aside: Aside) {
+        keep(&self.asides, aside);
+    }
+
     pub(super) fn life(&self, life: Life) {
         keep(&self.lives, life);
     }
@@ -117,10 +152,16 @@ impl Trace {
     pub fn events(&self, process: usize, name: &str, behind: Duration) -> Vec<Value> {
         let place = Place { process, behind: behind.as_secs_f64() * 1e6 };
         let named = |what: &str, thread: usize, name: &str| json!({ "ph": "M", "name": what, "pid": process, "tid": thread, "args": { "name": name } });
-        let mut events = vec![named("process_name", 0, name), named("thread_name", 1, "steps")];
+        let mut events = vec![
+            named("process_name", 0, name),
+            named("thread_name", 1, "steps"),
+            named("thread_name", 3, "beside steps"),
+        ];
         // Copied, as the engine's thread must not wait while they are written.
-        let (steps, lives) = (self.steps.lock().clone(), self.lives.lock().clone());
+        let (steps, asides) = (self.steps.lock().clone(), self.asides.lock().clone());
+        let lives = self.lives.lock().clone();
         steps.iter().for_each(|step| events.extend(step.events(place)));
+        events.extend(asides.iter().map(|aside| aside.event(place)));
         lives.iter().for_each(|life| events.extend(life.events(place)));
         events
     }
@@ -155,6 +196,17 @@ impl Step {
             |&sequence| place.of_text("n", "preempted", sequence, planned, &json!({ "step": self.number }));
         events.extend(self.preempted.iter().map(preempted));
         events
+    }
+}
+
+impl Aside {
+    fn event(&self, place: Place) -> Value {
+        let (name, count) = self.errand.names();
+        json!({
+            "ph": "X", "name": name, "pid": place.process, "tid": 3,
+            "ts": place.at(self.began), "dur": self.ended.since(self.began).as_secs_f64() * 1e6,
+            "args": { "last_step": self.last.0, count: self.count },
+        })
     }
 }
 
@@ -243,7 +295,7 @@ mod tests {
         let ended = [("wait", 115.0), ("prefill", 130.0), ("generate", 190.0), ("text 7", 190.0)];
         assert_eq!(of("b"), named(begun));
         assert_eq!(of("e"), named(ended));
-        assert!(events.iter().skip(2).all(|event| event["id2"]["local"] == "0x7"));
+        assert!(events.iter().skip(3).all(|event| event["id2"]["local"] == "0x7"));
     }
 
     #[test]

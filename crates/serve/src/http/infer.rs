@@ -1,5 +1,6 @@
 //! From parsed items to results: tokenises, submits, and follows a model through a reload.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::tokenising::tokenising;
 use crate::app::App;
 use crate::backend::{Input, Output, Signature, TextTokenizer};
 use crate::registry::{
-    Batches, Registry, Running, State as ModelState, Terms, Unanswered, Unavailable, Version,
+    Asked, Batches, Registry, Running, State as ModelState, Terms, Unanswered, Unavailable, Version,
 };
 
 /// What becomes of a call's items when the queue takes only some.
@@ -100,9 +101,10 @@ pub(super) fn ready(version: &Version) -> Result<Arc<Running>, ApiError> {
 pub(super) fn batches<'a>(version: &Version, running: &'a Running) -> Result<&'a Batches, ApiError> {
     running.batches().ok_or_else(|| {
         let name = version.model();
-        ApiError::invalid(format!(
-            "model \"{name}\" generates text: ask /v1/completions or /v1/chat/completions"
-        ))
+        ApiError::invalid(match running.hosting() {
+            None => format!("model \"{name}\" generates text: ask /v1/completions or /v1/chat/completions"),
+            Some(_) => format!("model \"{name}\" has inputs of its own: ask /models/{name}/predict"),
+        })
     })
 }
 
@@ -176,16 +178,60 @@ fn tokenise_one(tokenizer: &TextTokenizer, text: &str, truncate: bool) -> Result
 /// How often a call follows a model to its replacement before it gives up.
 pub(super) const MOST_RELOADS: usize = 8;
 
+/// Something that a kind of model answers.
+pub(super) trait Question: Send + Sync + Sized {
+    /// What comes back.
+    type Answer: Send;
+
+    /// Asks what runs now; one answer an item. `None` where that is another kind of model.
+    fn ask(
+        items: &[Arc<Self>],
+        running: &Running,
+        terms: Terms,
+        all_or_none: bool,
+    ) -> impl Future<Output = Option<Answers<Self::Answer>>> + Send;
+}
+
+/// What each item came to: unanswered, or answered with an error that is no fault of the model's.
+pub(super) type Answers<A> = Vec<Result<Result<A, ApiError>, Unanswered>>;
+
+impl Question for Input {
+    type Answer = Output;
+
+    async fn ask(
+        items: &[Arc<Self>],
+        running: &Running,
+        terms: Terms,
+        all_or_none: bool,
+    ) -> Option<Answers<Output>> {
+        let results = running.batches()?.infer(items, terms, all_or_none).await;
+        Some(results.into_iter().map(|result| result.map(Ok)).collect())
+    }
+}
+
+impl Question for Asked {
+    type Answer = Vec<u8>;
+
+    async fn ask(
+        items: &[Arc<Self>],
+        running: &Running,
+        terms: Terms,
+        all_or_none: bool,
+    ) -> Option<Answers<Vec<u8>>> {
+        Some(running.hosting()?.infer(items, terms, all_or_none).await)
+    }
+}
+
 /// One answer an item, in order; items that were errors already stay so. Counts every item.
-pub(super) async fn infer(
+pub(super) async fn infer<Q: Question>(
     version: &Version,
     mut running: Arc<Running>,
-    items: Vec<Result<Input, ApiError>>,
+    items: Vec<Result<Q, ApiError>>,
     terms: Terms,
     admission: Admission,
-) -> Vec<Result<Output, ApiError>> {
+) -> Vec<Result<Q::Answer, ApiError>> {
     let metrics = version.metrics();
-    let mut answers: Vec<Option<Result<Output, ApiError>>> = Vec::with_capacity(items.len());
+    let mut answers: Vec<Option<Result<Q::Answer, ApiError>>> = Vec::with_capacity(items.len());
     let mut pending = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         match item {
@@ -201,8 +247,9 @@ pub(super) async fn infer(
             break;
         }
         let inputs: Vec<_> = pending.iter().map(|(_, input)| Arc::clone(input)).collect();
-        let Some(batches) = running.batches() else { break };
-        let results = batches.infer(&inputs, terms, admission == Admission::WholeCall).await;
+        let Some(results) = Q::ask(&inputs, &running, terms, admission == Admission::WholeCall).await else {
+            break;
+        };
         let replacement = version.ready().filter(|now| !Arc::ptr_eq(now, &running) && reloads < MOST_RELOADS);
         let mut again = Vec::new();
         for ((index, input), result) in pending.into_iter().zip(results) {
@@ -211,7 +258,10 @@ pub(super) async fn infer(
                 Err(Unanswered::Rejected(Rejection::Draining, _)) if replacement.is_some() => {
                     again.push((index, input));
                 }
-                result => answers[index] = Some(result.map_err(|unanswered| explain(version, unanswered))),
+                result => {
+                    let result = result.unwrap_or_else(|unanswered| Err(explain(version, unanswered)));
+                    answers[index] = Some(result);
+                }
             }
         }
         pending = again;
@@ -230,7 +280,8 @@ pub(super) async fn infer(
         .collect()
 }
 
-fn explain(version: &Version, unanswered: Unanswered) -> ApiError {
+/// What an item without an answer tells its client.
+pub(super) fn explain(version: &Version, unanswered: Unanswered) -> ApiError {
     match unanswered {
         Unanswered::Failed(failure) => failure.into(),
         Unanswered::Rejected(rejection, drain) => {

@@ -7,10 +7,13 @@ mod completions;
 pub(crate) mod connection;
 pub mod error;
 mod health;
+mod hosted;
+mod hosted_stream;
 mod infer;
 mod models;
 pub(crate) use self::models::describe;
 mod openai;
+mod openapi;
 mod predict;
 pub mod request_id;
 mod tokenising;
@@ -62,6 +65,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ];
 
 /// The routes over one server's state.
@@ -91,6 +95,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(admin::metrics))
+        .route("/openapi.json", get(openapi::document))
         .fallback(async |request: axum::extract::Request| {
             ApiError::new(Code::RouteNotFound, format!("no route {}", request.uri().path()))
         })

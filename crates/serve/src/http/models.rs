@@ -12,7 +12,7 @@ use super::error::{ApiError, Code};
 use super::request_id::RequestId;
 use crate::app::App;
 use crate::backend::Signature;
-use crate::registry::{Model, State as ModelState, Unavailable, Version};
+use crate::registry::{Model, Origin, State as ModelState, Unavailable, Version};
 
 /// `?version=`
 #[derive(Debug, Deserialize)]
@@ -91,7 +91,13 @@ pub(crate) fn describe(model: &Model) -> Value {
         })
         .collect();
     let mut entry = json!({ "name": model.name(), "versions": versions });
-    if let Some(running) = default.and_then(|version| version.ready()) {
+    let running = default.and_then(|version| version.ready());
+    if let Some(interface) = running.as_ref().and_then(|running| running.hosting()).map(|h| h.interface()) {
+        let inputs = interface.inputs.iter().map(|(name, schema)| json!({ "name": name, "schema": schema }));
+        entry["inputs"] = inputs.collect();
+        entry["outputs"] = json!([{ "name": "output", "schema": interface.output }]);
+        entry["streaming"] = json!(interface.streaming);
+    } else if let Some(running) = running {
         match running.batches().map(|batches| &batches.signature) {
             None => {
                 entry["inputs"] = json!([{ "name": "prompt", "dtype": "string", "shape": [] }]);
@@ -116,11 +122,13 @@ fn describe_version(version: &Version, default: bool) -> Value {
     let mut entry = json!({
         "version": version.name(),
         "state": state.name(),
-        "format": source.format.to_string(),
-        "instances": source.settings.instances,
-        "threads": version.threads(),
+        "format": source.format(),
         "default": default,
     });
+    if let Origin::Files { .. } = source.origin {
+        entry["instances"] = json!(source.settings.instances);
+        entry["threads"] = json!(version.threads());
+    }
     if let ModelState::Failed(reason) = &state {
         entry["reason"] = json!(reason);
     }

@@ -14,13 +14,15 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::body;
 use super::error::{ApiError, Code};
+use super::hosted;
 use super::infer::{Admission, Reader, Urgency, already_counted, batches, counted, infer, ready, tokenise};
 use super::models::Which;
 use super::request_id::RequestId;
 use super::wire::{Call, Expect, Format, Item, Nested, Target};
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
-use crate::registry::{Batches, Terms, Version};
+use crate::hosted::Interface;
+use crate::registry::{Batches, Running, Terms, Version};
 use crate::tensor::TensorSpec;
 
 /// `POST /models/{name}/predict`
@@ -92,6 +94,9 @@ impl Asked {
         shape: Shape,
     ) -> Result<Response, ApiError> {
         let running = ready(version)?;
+        if let Some(hosting) = running.hosting() {
+            return self.predict_hosted(app, version, &running, hosting.interface(), target, shape).await;
+        }
         let batches = batches(version, &running)?;
         let expect = match &batches.signature {
             Signature::Tensors { inputs, .. } => Expect::Tensors(inputs),
@@ -122,8 +127,41 @@ impl Asked {
 }
 
 impl Asked {
+    async fn predict_hosted(
+        self,
+        app: &App,
+        version: &Version,
+        running: &Arc<Running>,
+        interface: &Interface,
+        target: Target,
+        shape: Shape,
+    ) -> Result<Response, ApiError> {
+        if interface.streaming {
+            return Err(ApiError::invalid(format!(
+                "model \"{}\" answers piece by piece: ask /v1/inference/stream",
+                version.model()
+            )));
+        }
+        let max_items = version.source().settings.batching.max_queue_size as usize;
+        let call = body::beside_others(self.body.len(), || {
+            hosted::read(version, self.format, &self.body, target, max_items)
+        })?;
+        if shape == Shape::Many && !call.many {
+            return Err(ApiError::malformed("this route takes \"instances\""));
+        }
+        let (priority, timeout_ms) = (call.priority, call.timeout_ms);
+        let terms = Urgency { headers: &self.headers, priority, timeout_ms, arrived: self.arrived }
+            .terms(app, version)?;
+        let (many, reply) = (call.many, Format::of_reply(&self.headers, self.format));
+        let items = hosted::items(call, &self.body, reply);
+        let results = infer(version, Arc::clone(running), items, terms, Admission::EachItem).await;
+        version.metrics().call_took(self.arrived.elapsed());
+        self.log_failed_items(version, &results, many);
+        if many { hosted::many(version, reply, results) } else { hosted::one(version, reply, results) }
+    }
+
     /// Items that fail inside a reply of many have no error reply that would be logged.
-    fn log_failed_items(&self, version: &Version, results: &[Result<Output, ApiError>], many: bool) {
+    fn log_failed_items<T>(&self, version: &Version, results: &[Result<T, ApiError>], many: bool) {
         let mut failures = results.iter().filter_map(|result| result.as_ref().err());
         if let Some(first) = failures.next().filter(|_| many) {
             let (failed, of) = (1 + failures.count(), results.len());
@@ -204,16 +242,7 @@ impl Reply<'_> {
 
     /// 200 with each item's own result or error, unless all failed in the same way: then its status.
     fn many(&self, format: Format, results: Vec<Result<Output, ApiError>>) -> Result<Response, ApiError> {
-        if let Some(Err(first)) = results.first()
-            && results.iter().all(|result| result.as_ref().is_err_and(|error| error.code == first.code))
-        {
-            let mut error = already_counted(first.clone());
-            if results.len() > 1 {
-                error.message =
-                    format!("all {} instances failed, the first: {}", results.len(), error.message);
-            }
-            return Err(error);
-        }
+        not_all_failed(&results)?;
         let predictions: Vec<_> = results
             .iter()
             .map(|result| match result {
@@ -229,11 +258,24 @@ impl Reply<'_> {
     }
 }
 
-fn no_result() -> ApiError {
+/// Where all items of a call failed in the same way, so did the call.
+pub(super) fn not_all_failed<T>(results: &[Result<T, ApiError>]) -> Result<(), ApiError> {
+    let Some(Err(first)) = results.first() else { return Ok(()) };
+    if !results.iter().all(|result| result.as_ref().is_err_and(|error| error.code == first.code)) {
+        return Ok(());
+    }
+    let mut error = already_counted(first.clone());
+    if results.len() > 1 {
+        error.message = format!("all {} instances failed, the first: {}", results.len(), error.message);
+    }
+    Err(error)
+}
+
+pub(super) fn no_result() -> ApiError {
     ApiError::new(Code::ModelFailed, "the model returned nothing")
 }
 
-fn response(format: Format, body: Vec<u8>) -> Response {
+pub(super) fn response(format: Format, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     response
@@ -260,10 +302,11 @@ enum Prediction<'a> {
     Error { error: ItemError<'a> },
 }
 
+/// Why one item of a call has no result.
 #[derive(Serialize)]
-struct ItemError<'a> {
-    code: &'a str,
-    message: &'a str,
+pub(super) struct ItemError<'a> {
+    pub(super) code: &'a str,
+    pub(super) message: &'a str,
 }
 
 /// The one output's value, or an object of several by name.

@@ -5,19 +5,18 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use prometheus::IntCounter;
-use tokio::sync::Notify;
 use trustformers_batching::advice::advise;
 use trustformers_batching::batcher::BatchRecord;
 use trustformers_batching::queue::Total;
 use trustformers_batching::replay::Event;
 use trustformers_batching::{
-    Batcher, Failure, InstanceId, Instances, Observer, Rejection, ShapeKey, Snapshot, Submission, Suggestion,
-    Ticket,
+    Batcher, Failure, InstanceId, Instances, Observer, Rejection, Reply, ShapeKey, Snapshot, Submission,
+    Suggestion,
 };
 
 use super::event_log::EventLog;
+use super::gathering::gather;
 use super::running::{Now, Terms};
 use crate::backend::{Input, Lengths, Output, Signature};
 use crate::metrics::VersionMetrics;
@@ -30,6 +29,9 @@ pub struct Batches {
     batcher: Arc<Batcher<Input, Output>>,
     instances: Instances<Input, Output>,
 }
+
+/// Why a model that takes whole requests is not loaded.
+pub(super) const NOT_CONTINUOUS: &str = "batching.mode = \"continuous\" is for models that generate text";
 
 /// Passes what the batcher sees to metrics and to the event log.
 pub(super) struct Watcher {
@@ -89,22 +91,12 @@ impl Batches {
 
     /// What its scheduler is about.
     pub(super) fn now(&self) -> Now {
-        self.batcher.inspect(|scheduler, now| Now {
-            queued: scheduler.queued(),
-            breaker: scheduler.breaker(now),
-            breaker_pause: scheduler.breaker(now).and_then(|breaker| breaker.pause(now)),
-            stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
-            memory_limit: scheduler.memory().limit(),
-        })
+        now(&self.batcher)
     }
 
     /// What the scheduler did since the version was loaded, and what that suggests.
     pub(crate) fn insight(&self) -> (Snapshot, Vec<Suggestion>) {
-        self.batcher.inspect(|scheduler, now| {
-            let snapshot = scheduler.stats(now);
-            let suggestions = advise(&snapshot, scheduler.config());
-            (snapshot, suggestions)
-        })
+        insight(&self.batcher)
     }
 
     /// Runs what is queued and ends the threads; blocks until then.
@@ -126,10 +118,7 @@ impl Batches {
             .then(|| Unanswered::Rejected(rejection, self.batcher.predicted_drain()))
     }
 
-    /// Runs items through the batcher; one answer an item, in order.
-    ///
-    /// When the future is dropped, because the client left, items that still wait never run. With
-    /// `all_or_none`, one that is not admitted takes the others back before they run, if it still can.
+    /// Runs items through the batcher; one answer an item, in order. See [`gather`] for clients who leave.
     pub async fn infer(
         &self,
         items: &[Arc<Input>],
@@ -137,11 +126,10 @@ impl Batches {
         all_or_none: bool,
     ) -> Vec<Result<Output, Unanswered>> {
         let timeout = terms.deadline.saturating_duration_since(Instant::now());
-        let gathering = Arc::new(Gathering::new(items.len()));
         let lengths = self.signature.lengths();
-        let submissions = items.iter().enumerate().map(|(index, input)| {
+        let submission = |index: usize, reply: Reply<Output>| {
+            let input = &items[index];
             let Size { cost, seq_len } = Size::of(input, lengths);
-            let gathering = Arc::clone(&gathering);
             Submission {
                 input: Arc::clone(input),
                 client: terms.client,
@@ -151,97 +139,33 @@ impl Batches {
                 shape: shape_key(input, lengths),
                 priority: terms.priority,
                 timeout: Some(timeout),
-                reply: Box::new(move |result| gathering.put(index, result.map_err(Unanswered::Failed))),
+                reply,
             }
-        });
-        let admitted = self.batcher.submit(submissions);
-        let mut guard =
-            CancelOnDrop { batches: self, gathering: &gathering, tickets: Vec::with_capacity(items.len()) };
-        let mut refused = Vec::new();
-        for (index, result) in admitted.into_iter().enumerate() {
-            match result {
-                Ok(ticket) => guard.tickets.push(ticket),
-                Err(rejection) => refused.push((index, rejection)),
-            }
-        }
-        if let Some((_, first)) = refused.first() {
-            let drain = self.batcher.predicted_drain();
-            if all_or_none {
-                guard.take_back();
-                return items.iter().map(|_| Err(Unanswered::Rejected(first.clone(), drain))).collect();
-            }
-            for (index, rejection) in refused {
-                gathering.put(index, Err(Unanswered::Rejected(rejection, drain)));
-            }
-        }
-        let results = gathering.all().await;
-        guard.tickets.clear();
-        results
+        };
+        gather(&self.batcher, &self.metrics, items.len(), all_or_none, submission).await
     }
 }
 
-struct CancelOnDrop<'a> {
-    batches: &'a Batches,
-    gathering: &'a Gathering,
-    /// Empty once the call has all its answers.
-    tickets: Vec<Ticket>,
+/// What the scheduler of `batcher` is about.
+pub(super) fn now<I: Send + Sync + 'static, O: Send + 'static>(batcher: &Batcher<I, O>) -> Now {
+    batcher.inspect(|scheduler, now| Now {
+        queued: scheduler.queued(),
+        breaker: scheduler.breaker(now),
+        breaker_pause: scheduler.breaker(now).and_then(|breaker| breaker.pause(now)),
+        stalled: scheduler.stalled(now).map(|InstanceId(instance)| instance).collect(),
+        memory_limit: scheduler.memory().limit(),
+    })
 }
 
-impl CancelOnDrop<'_> {
-    fn take_back(&mut self) {
-        for ticket in self.tickets.drain(..) {
-            self.batches.batcher.cancel(ticket);
-        }
-    }
-}
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.tickets.is_empty() {
-            return;
-        }
-        for _ in 0..self.gathering.slots.lock().missing {
-            self.batches.metrics.ended(Some("cancelled"));
-        }
-        self.take_back();
-    }
-}
-
-/// Collects the answers of one call and wakes its task once, with the last.
-struct Gathering {
-    slots: Mutex<Slots>,
-    complete: Notify,
-}
-
-struct Slots {
-    results: Vec<Option<Result<Output, Unanswered>>>,
-    missing: usize,
-}
-
-impl Gathering {
-    fn new(items: usize) -> Self {
-        let results = (0..items).map(|_| None).collect();
-        Self { slots: Mutex::new(Slots { results, missing: items }), complete: Notify::new() }
-    }
-
-    fn put(&self, index: usize, result: Result<Output, Unanswered>) {
-        let mut slots = self.slots.lock();
-        if slots.results[index].replace(result).is_none() {
-            slots.missing -= 1;
-        }
-        if slots.missing == 0 {
-            drop(slots);
-            self.complete.notify_one();
-        }
-    }
-
-    async fn all(&self) -> Vec<Result<Output, Unanswered>> {
-        self.complete.notified().await;
-        let results = std::mem::take(&mut self.slots.lock().results);
-        // Complete, so none is missing; were one, whether it ran would not be known.
-        let unknown = || Err(Unanswered::Failed(Failure::ClosedRunning));
-        results.into_iter().map(|result| result.unwrap_or_else(unknown)).collect()
-    }
+/// What the scheduler of `batcher` did, and what that suggests.
+pub(super) fn insight<I: Send + Sync + 'static, O: Send + 'static>(
+    batcher: &Batcher<I, O>,
+) -> (Snapshot, Vec<Suggestion>) {
+    batcher.inspect(|scheduler, now| {
+        let snapshot = scheduler.stats(now);
+        let suggestions = advise(&snapshot, scheduler.config());
+        (snapshot, suggestions)
+    })
 }
 
 /// What an input keeps in memory while it waits.

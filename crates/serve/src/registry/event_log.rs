@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use trustformers_batching::replay::Event;
 
+use crate::config::BatchingSettings;
+
 /// The log of one load of a model version; its file is complete once this is dropped.
 #[derive(Debug)]
 pub(super) struct EventLog {
@@ -28,9 +30,23 @@ const BACKLOG: usize = 1 << 16;
 const IDLE: Duration = Duration::from_millis(100);
 
 impl EventLog {
+    /// The log that the settings of a model ask for.
+    ///
+    /// # Errors
+    /// Why there is none though they do.
+    pub(super) fn of(
+        batching: &BatchingSettings,
+        model: &str,
+        version: &str,
+    ) -> Result<Option<Self>, String> {
+        let Some(folder) = &batching.event_log else { return Ok(None) };
+        let log = Self::create(folder, model, version);
+        log.map(Some).map_err(|error| format!("the event log in {}: {error}", folder.display()))
+    }
+
     /// Opens `DIRECTORY/MODEL@VERSION.N.jsonl` with the first N from 1 that no file has: each load has a file
     /// of its own, whatever else writes to the folder.
-    pub(super) fn create(directory: &Path, model: &str, version: &str) -> io::Result<Self> {
+    fn create(directory: &Path, model: &str, version: &str) -> io::Result<Self> {
         create_dir_all(directory)?;
         let (path, file) = new_file(directory, model, version)?;
         Self::to(path.display().to_string(), file, BACKLOG)

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use trustformers_batching::{Batcher, DeviceBudget, Instances, MonotonicClock, SchedulerConfig};
 
-use super::batches::{Batches, Watcher};
+use super::batches::{Batches, NOT_CONTINUOUS, Watcher};
 use super::budgets::Budgets;
 use super::event_log::EventLog;
 use super::generator;
+use super::hosting::Hosting;
 use super::running::{Running, Work};
-use super::sources::Source;
+use super::sources::{Origin, Source};
 use crate::backend::delay::{self, DelayOptions};
 use crate::backend::encoder::{self, EncoderOptions};
 use crate::backend::torchscript::{self, TorchScriptOptions};
@@ -30,14 +31,22 @@ pub(super) fn load(
 ) -> Result<Running, String> {
     let started = Instant::now();
     let settings = &source.settings;
+    let (path, format) = match &source.origin {
+        Origin::Files { path, format } => (path, *format),
+        Origin::Hosted(hosted) => {
+            let work = Work::Hosted(Arc::new(Hosting::start(hosted, &settings.batching, metrics)?));
+            let device = hosted.host.interface().format.to_owned();
+            return Ok(Running { load_time: started.elapsed(), device, threads, work });
+        }
+    };
     let device = device::select(settings.device.into()).map_err(|error| error.to_string())?;
-    let (work, device) = match language_model(source) {
+    let (work, device) = match language_model(source, path, format) {
         Some(path) => {
             let generator = generator::load(source, &path, threads, device, metrics)?;
             (Work::Generation(generator), device::name(device))
         }
         None => {
-            let loaded = read(source, threads, device)?;
+            let loaded = read(source, path, format, threads, device)?;
             let device = device::name(device);
             (Work::Batches(batches(source, loaded, &device, metrics, budgets)?), device)
         }
@@ -46,12 +55,12 @@ pub(super) fn load(
 }
 
 /// The folder of the checkpoint, where it is of a model that generates text.
-fn language_model(source: &Source) -> Option<PathBuf> {
-    let path = match source.format {
-        Format::Huggingface => source.path.clone(),
+fn language_model(source: &Source, path: &Path, format: Format) -> Option<PathBuf> {
+    let path = match format {
+        Format::Huggingface => path.to_owned(),
         Format::Builtin => {
             let model = builtin::find(source.model()).filter(|_| source.settings.delay.is_none())?;
-            source.path.join(model.file)
+            path.join(model.file)
         }
         Format::Torchscript => return None,
     };
@@ -68,18 +77,12 @@ fn batches(
 ) -> Result<Batches, String> {
     let settings = &source.settings;
     if settings.batching.mode == Some(BatchingMode::Continuous) {
-        return Err("batching.mode = \"continuous\" is for models that generate text".to_owned());
+        return Err(NOT_CONTINUOUS.to_owned());
     }
     if settings.dtype.is_some() || settings.quantization.is_some() {
         return Err("`dtype` and `quantization` are for models that generate text".to_owned());
     }
-    let log = match &settings.batching.event_log {
-        None => None,
-        Some(folder) => Some(
-            EventLog::create(folder, source.model(), &source.version)
-                .map_err(|error| format!("the event log in {}: {error}", folder.display()))?,
-        ),
-    };
+    let log = EventLog::of(&settings.batching, source.model(), &source.version)?;
     let log_events = log.is_some();
     let budget = budgets.of(device).filter(|_| settings.batching.dynamic.memory_aware);
     let reads_text = matches!(loaded.signature, Signature::Text { .. });
@@ -101,27 +104,38 @@ fn batches(
     Ok(Batches::new(loaded.signature, Arc::clone(metrics), batcher, instances))
 }
 
-fn read(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+fn read(
+    source: &Source,
+    path: &Path,
+    format: Format,
+    threads: usize,
+    device: tch::Device,
+) -> Result<Loaded, String> {
     let settings = &source.settings;
-    match source.format {
+    match format {
         Format::Torchscript => {
-            torchscript(source, &source.path, &settings.inputs, &settings.outputs, threads, device)
+            torchscript(source, path, &settings.inputs, &settings.outputs, threads, device)
         }
-        Format::Huggingface => huggingface(source, &source.path, threads, device),
+        Format::Huggingface => huggingface(source, path, threads, device),
         Format::Builtin => match settings.delay {
             Some(delay) => {
                 let (batch_time, item_time) = (delay.batch_time, delay.item_time);
                 Ok(delay::load(&DelayOptions { batch_time, item_time, instances: settings.instances }))
             }
-            None => read_builtin(source, threads, device),
+            None => read_builtin(source, path, threads, device),
         },
     }
 }
 
-fn read_builtin(source: &Source, threads: usize, device: tch::Device) -> Result<Loaded, String> {
+fn read_builtin(
+    source: &Source,
+    folder: &Path,
+    threads: usize,
+    device: tch::Device,
+) -> Result<Loaded, String> {
     let model = builtin::find(source.model())
         .ok_or_else(|| format!("there is no built-in model \"{}\"", source.model()))?;
-    let path = source.path.join(model.file);
+    let path = folder.join(model.file);
     if !path.exists() {
         let path = path.display();
         return Err(format!(

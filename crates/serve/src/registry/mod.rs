@@ -4,9 +4,11 @@ mod batches;
 mod budgets;
 mod event_log;
 mod free_memory;
+mod gathering;
 mod generator;
+mod hosting;
 mod loader;
-mod natural;
+pub mod natural;
 mod running;
 mod sources;
 mod version;
@@ -20,11 +22,13 @@ use std::time::{Duration, Instant};
 pub use self::batches::{Batches, Unanswered};
 pub(crate) use self::batches::{Size, shape_key};
 use self::budgets::Budgets;
+pub use self::hosting::{Asked, Hosting, Piecewise};
 pub use self::running::{Now, Running, Terms, Work};
 use self::sources::Source;
-pub use self::sources::SourceError;
+pub use self::sources::{Origin, SourceError};
 pub use self::version::{LoadFailed, State, Version};
 use crate::config::Settings;
+use crate::hosted::Hosted;
 use crate::metrics::Metrics;
 
 /// Why a model cannot be used now.
@@ -72,9 +76,9 @@ pub struct Model {
 }
 
 impl Registry {
-    /// The models that `settings` name or whose folders it points to; nothing is loaded yet.
-    pub fn new(settings: &Settings, metrics: &Metrics) -> Result<Self, SourceError> {
-        let sources = sources::find(settings)?;
+    /// The models that `settings` name or whose folders it points to, and those `hosted`; nothing is loaded yet.
+    pub fn new(settings: &Settings, hosted: &[Hosted], metrics: &Metrics) -> Result<Self, SourceError> {
+        let sources = sources::find(settings, hosted)?;
         let share = threads_of_each(settings.device.threads, &sources);
         let budgets = Arc::new(Budgets::new(settings.device.memory_limit));
         let mut models: BTreeMap<String, Model> = BTreeMap::new();

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 /// Compares runs of digits by value and everything else by character; names that are equal so (`1`, `01`)
 /// by character.
-pub(super) fn compare(a: &str, b: &str) -> Ordering {
+pub fn compare(a: &str, b: &str) -> Ordering {
     let (mut left, mut right) = (a.as_bytes(), b.as_bytes());
     while let (Some(x), Some(y)) = (left.first(), right.first()) {
         let order = if x.is_ascii_digit() && y.is_ascii_digit() {

@@ -1,11 +1,13 @@
 //! A model version that answers, whatever kind of model it is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trustformers_batching::queue::Total;
 use trustformers_batching::{BreakerState, ClientId, Priority};
 
 use super::batches::Batches;
+use super::hosting::Hosting;
 use crate::generation::Generator;
 
 /// A model version that answers.
@@ -26,6 +28,8 @@ pub enum Work {
     Batches(Batches),
     /// With text, token by token.
     Generation(Generator),
+    /// Through the program around the server.
+    Hosted(Arc<Hosting>),
 }
 
 /// What a model version's scheduler is about, at one instant.
@@ -59,15 +63,23 @@ impl Running {
     pub fn batches(&self) -> Option<&Batches> {
         match &self.work {
             Work::Batches(batches) => Some(batches),
-            Work::Generation(_) => None,
+            Work::Generation(_) | Work::Hosted(_) => None,
         }
     }
 
     /// The model, where it generates text.
     pub fn generator(&self) -> Option<&Generator> {
         match &self.work {
-            Work::Batches(_) => None,
+            Work::Batches(_) | Work::Hosted(_) => None,
             Work::Generation(generator) => Some(generator),
+        }
+    }
+
+    /// The model, where the program around the server runs it.
+    pub fn hosting(&self) -> Option<&Arc<Hosting>> {
+        match &self.work {
+            Work::Hosted(hosting) => Some(hosting),
+            Work::Batches(_) | Work::Generation(_) => None,
         }
     }
 
@@ -76,6 +88,7 @@ impl Running {
         match &self.work {
             Work::Batches(batches) => batches.queued(),
             Work::Generation(generator) => generator.engine.now().queued,
+            Work::Hosted(hosting) => hosting.queued(),
         }
     }
 
@@ -84,6 +97,7 @@ impl Running {
         match &self.work {
             Work::Batches(batches) => batches.reset_breaker(),
             Work::Generation(generator) => generator.engine.reset_breaker(),
+            Work::Hosted(hosting) => hosting.reset_breaker(),
         }
     }
 
@@ -92,6 +106,7 @@ impl Running {
         match &self.work {
             Work::Batches(batches) => batches.now(),
             Work::Generation(generator) => generator.engine.now(),
+            Work::Hosted(hosting) => hosting.now(),
         }
     }
 
@@ -100,6 +115,7 @@ impl Running {
         match &self.work {
             Work::Batches(batches) => batches.drain(),
             Work::Generation(generator) => generator.engine.drain(),
+            Work::Hosted(hosting) => hosting.drain(),
         }
     }
 
@@ -108,6 +124,7 @@ impl Running {
         match &self.work {
             Work::Batches(batches) => batches.abort(),
             Work::Generation(generator) => generator.engine.abort(),
+            Work::Hosted(hosting) => hosting.abort(),
         }
     }
 }

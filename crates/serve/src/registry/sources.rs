@@ -5,7 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::natural;
-use crate::config::{ConfigError, Format, ModelSettings, Settings, Versions, resolve_model_files};
+use crate::config::{
+    ConfigError, Format, ModelSettings, Settings, Versions, check_name, resolve_model_files,
+};
+use crate::hosted::Hosted;
 
 /// A folder or file that could not be looked into, or settings that name no model.
 #[derive(Debug, thiserror::Error)]
@@ -36,18 +39,42 @@ pub enum SourceError {
 pub struct Source {
     /// The version's name.
     pub version: String,
-    /// The model's file or folder.
-    pub path: PathBuf,
-    /// What reads it.
-    pub format: Format,
+    /// Where the model is.
+    pub origin: Origin,
     /// How it is run.
     pub settings: ModelSettings,
 }
 
+/// Where a model is, and who runs it.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// Files.
+    Files {
+        /// The model's file or folder.
+        path: PathBuf,
+        /// What reads it.
+        format: Format,
+    },
+    /// The program around the server.
+    Hosted(Hosted),
+}
+
 impl Source {
+    fn of_files(version: String, path: PathBuf, format: Format, settings: ModelSettings) -> Self {
+        Self { version, origin: Origin::Files { path, format }, settings }
+    }
+
     /// Whether it runs on LibTorch, so that it shares the cores.
     pub fn uses_torch(&self) -> bool {
-        self.settings.delay.is_none()
+        self.settings.delay.is_none() && matches!(self.origin, Origin::Files { .. })
+    }
+
+    /// What kind of model it is, in one word.
+    pub fn format(&self) -> &'static str {
+        match &self.origin {
+            Origin::Files { format, .. } => format.name(),
+            Origin::Hosted(hosted) => hosted.host.interface().format,
+        }
     }
 
     /// The model's name.
@@ -57,7 +84,27 @@ impl Source {
 }
 
 /// Every version that is to be served, in no order.
-pub(super) fn find(settings: &Settings) -> Result<Vec<Source>, SourceError> {
+pub(super) fn find(settings: &Settings, hosted: &[Hosted]) -> Result<Vec<Source>, SourceError> {
+    let mut sources = of_files(settings)?;
+    for hosted in hosted {
+        let wrong = |reason: String| SourceError::Model { model: hosted.name.clone(), reason };
+        for text in [&hosted.name, &hosted.version] {
+            check_name(text).map_err(wrong)?;
+        }
+        let mut known = sources.iter().filter(|source| source.model() == hosted.name);
+        if known.any(|source| source.version == hosted.version) {
+            return Err(wrong(format!("there are two of version \"{}\"", hosted.version)));
+        }
+        sources.push(Source {
+            version: hosted.version.clone(),
+            origin: Origin::Hosted(hosted.clone()),
+            settings: ModelSettings::hosted(&hosted.name, &hosted.version, &settings.batching),
+        });
+    }
+    Ok(sources)
+}
+
+fn of_files(settings: &Settings) -> Result<Vec<Source>, SourceError> {
     let mut sources = Vec::new();
     for model in settings.models.values() {
         sources.extend(of_model(settings, model)?);
@@ -76,7 +123,7 @@ pub(super) fn find(settings: &Settings) -> Result<Vec<Source>, SourceError> {
 fn of_model(settings: &Settings, model: &ModelSettings) -> Result<Vec<Source>, SourceError> {
     let Some(path) = &model.path else {
         let (format, path) = (Format::Builtin, settings.builtin_models.clone());
-        return Ok(vec![Source { version: model.version.clone(), path, format, settings: model.clone() }]);
+        return Ok(vec![Source::of_files(model.version.clone(), path, format, model.clone())]);
     };
     if is_version_root(path) {
         return versions_of(path, &model.versions, &model.name)?
@@ -93,7 +140,7 @@ fn of_model(settings: &Settings, model: &ModelSettings) -> Result<Vec<Source>, S
         SourceError::Model { model: model.name.clone(), reason: format!("{} {why}", path.display()) }
     })?;
     model.check_format(format)?;
-    Ok(vec![Source { version: model.version.clone(), path: path.clone(), format, settings: model.clone() }])
+    Ok(vec![Source::of_files(model.version.clone(), path.clone(), format, model.clone())])
 }
 
 fn of_repository(settings: &Settings, name: &str, folder: &Path) -> Result<Vec<Source>, SourceError> {
@@ -115,7 +162,7 @@ fn of_version(version: String, folder: &Path, settings: ModelSettings) -> Result
     // what a checkpoint lacks.
     let format = settings.format.or_else(|| Format::of(&path)).unwrap_or(Format::Huggingface);
     settings.check_format(format)?;
-    Ok(Source { version, path, format, settings })
+    Ok(Source::of_files(version, path, format, settings))
 }
 
 /// The version folders that `wanted` names.

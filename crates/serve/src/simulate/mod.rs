@@ -121,7 +121,7 @@ fn simulate_traffic(
 
 /// The settings of a model, without loading it: the newest version's.
 fn model_settings(settings: &Settings, name: Option<&str>) -> Result<ModelSettings, String> {
-    let app = App::new(settings).map_err(|error| error.to_string())?;
+    let app = App::new(settings, &[]).map_err(|error| error.to_string())?;
     let model = match name {
         Some(name) => app.registry.model(name).map_err(|error| error.to_string())?,
         None => app.registry.models().next().ok_or("there is no model to simulate")?,

@@ -90,6 +90,35 @@ def _tensor(value: Any, library: str) -> dict[str, Any] | None:
     return {"dtype": dtype, "shape": shape, "data": value.tobytes()}
 
 
+def array(dtype: str, shape: list[int], data: bytes) -> Any:
+    """The array of numpy that such a form is; a tensor of torch for "bf16", which numpy does not have.
+
+    Raises:
+        ValueError: There is no such type, or the bytes are not those of the shape.
+    """
+    if dtype == "bf16":
+        import torch
+
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.bfloat16) if data else torch.zeros(0)
+        return tensor.reshape(shape)
+    import numpy as np
+
+    names = {name: numpy_name for numpy_name, name in _DTYPES.items()}
+    if dtype not in names:
+        raise ValueError(f"there is no tensor of dtype {dtype!r}")
+    # A copy, because who gets it may change it.
+    return np.frombuffer(data, np.dtype(names[dtype]).newbyteorder("<")).reshape(shape).copy()
+
+
+def lists(value: Any) -> Any:
+    """The value with nested lists in the place of arrays and tensors."""
+    if isinstance(value, dict):
+        return {name: lists(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [lists(inner) for inner in cast("list[Any]", value)]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _int16() -> Any:
     # There is a tensor, so torch is imported.
     return sys.modules["torch"].int16

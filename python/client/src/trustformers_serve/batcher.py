@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
@@ -77,6 +77,8 @@ class Batcher:
     After a fork the child's batcher is empty and works by itself; what waited in the parent stays there.
     """
 
+    _max_item_bytes: int | None = None
+
     def __init__(
         self,
         max_batch: int = 32,
@@ -110,13 +112,24 @@ class Batcher:
             raise ValueError(f"max_queue must be from 1 to {_MOST}, not {max_queue}")
         if max_item_bytes is not None and max_item_bytes < 0:
             raise ValueError(f"max_item_bytes must not be negative, not {max_item_bytes}")
-        self._settings = (max_batch, max_wait_ms / 1000, backpressure, max_queue, _start)
         self._max_item_bytes = max_item_bytes
+        self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
+
+    def _open(
+        self,
+        max_batch: int,
+        max_wait_seconds: float,
+        backpressure: Backpressure,
+        max_queue: int,
+        terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = (max_batch, max_wait_seconds, backpressure, max_queue)
+        self._terms = terms
         self._begin()
         _batchers.add(self)
 
     def _begin(self) -> None:
-        self._core = _core.Batcher(*self._settings)
+        self._core = _core.Batcher(*self._settings, _start, self._terms)
         self._ports: dict[asyncio.AbstractEventLoop, _core.LoopPort] = {}
         # A batcher that nobody holds any more answers who waits, and its thread ends.
         self._finalizer = weakref.finalize(self, self._core.close)
@@ -256,7 +269,7 @@ class Batcher:
 
     def __repr__(self) -> str:
         """Its limits."""
-        max_batch, max_wait, backpressure, max_queue, _ = self._settings
+        max_batch, max_wait, backpressure, max_queue = self._settings
         most = "" if self._max_item_bytes is None else f" max_item_bytes={self._max_item_bytes}"
         return (
             f"<Batcher max_batch={max_batch} max_wait_ms={max_wait * 1e3:g} "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
 
+from trustformers_serve import _functions
 from trustformers_serve.batcher import Batcher
+from trustformers_serve.errors import DecorationError
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -124,44 +125,21 @@ def autobatch(max_batch: int = 32, max_wait_ms: float = 10) -> _Decorator:
     It may be a method: its first parameter is then `self`, and calls on different instances share no batch.
 
     Raises:
-        TypeError: The decorated object is no plain function of a list; the message names it.
+        DecorationError: The decorated object is no plain function of a list; the message names it.
         ValueError: A limit is out of range.
     """
     if callable(max_batch):
-        raise TypeError(f"write `@autobatch()` above {_name(max_batch)}, with parentheses")
+        raise _functions.without_parentheses("autobatch", max_batch)
     batcher = functools.partial(Batcher, max_batch, max_wait_ms)
     batcher()  # checks the limits where they are written
 
     def decorate(function: Any) -> Any:
-        parameters = _parameters(function)
-        if parameters == 1:
-            return Autobatched[Any, Any](function, batcher())
-        return AutobatchedMethod[Any, Any, Any](function, batcher())
+        method = _functions.takes_self(function, "autobatch")
+        if _functions.is_coroutine(function):
+            name = _functions.name(function)
+            raise DecorationError(f"{name} is a coroutine function; autobatch takes a plain one")
+        if method:
+            return AutobatchedMethod[Any, Any, Any](function, batcher())
+        return Autobatched[Any, Any](function, batcher())
 
     return decorate
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)
-
-
-def _parameters(function: Any) -> int:
-    """How many arguments must be given to `function`: the list, or `self` and the list."""
-    name = _name(function)
-    if isinstance(function, (staticmethod, classmethod)):
-        kind = type(function).__name__  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        raise TypeError(f"{name} is a {kind}: put `@{kind}` above `@autobatch`")
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"autobatch takes a function of a list, not {name}")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name} is a coroutine function; autobatch takes a plain one")
-    if inspect.isgeneratorfunction(function):
-        raise TypeError(f"{name} is a generator function; autobatch takes one that returns a list")
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    positional = [parameter for parameter in parameters if parameter.kind in kinds]
-    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
-    if not all(parameter.kind in kinds for parameter in required) or len(required) not in {1, 2}:
-        listed = ", ".join(parameter.name for parameter in positional) or "none"
-        raise TypeError(f"{name} must take one list, as a method after `self`; its parameters: {listed}")
-    return len(required)

@@ -2,6 +2,8 @@
 
 TrustformersError
     ConfigError                 a configuration that the server refuses
+        ConfigurationError      an app or a registry that is put together wrongly
+            DecorationError     a decorator on a function that it cannot be for
     ServerStartError            a server that could not start
         ServerNotReadyError     it started, but a model failed or still loads
     TransportError              no reply came
@@ -11,10 +13,15 @@ TrustformersError
     UnexpectedReplyError        a reply that this server does not give
     MissingExtraError           a package that only a part of this one needs
     ExecutorError               an executor that failed a whole batch
+        InferenceError          a model's function that raised
+        BatchResultsError       what a DynamicBatcher's function returned is no result for each record
     ItemTooLargeError           an item above a batcher's `max_item_bytes`
+    SerializationError          a value that cannot be sent
     BatcherClosedError          a batcher that takes nothing more
     ApiError                    an error reply of the server, by its code:
         MalformedRequestError, ModelNotFoundError, ... (see ERROR_BY_CODE)
+        InvalidInputError
+            ValidationError     the same, found in this process
 """
 
 from __future__ import annotations
@@ -65,6 +72,14 @@ class ConfigError(TrustformersError, ValueError):
     """A configuration that the server refuses; the message names the place, the key and the remedy."""
 
 
+class ConfigurationError(ConfigError):
+    """An app that cannot be loaded, or a model that cannot be registered; the message names it."""
+
+
+class DecorationError(ConfigurationError, TypeError):
+    """A decorator on a function that it cannot be for; the message names the function."""
+
+
 class ServerStartError(TrustformersError):
     """A server that could not start: its address is taken, say, or the device asked for is absent."""
 
@@ -111,8 +126,20 @@ class MissingExtraError(TrustformersError, ImportError):
         self.name = package
 
 
+class InferenceError(ExecutorError):
+    """A model's function raised (`__cause__`); the message names the model."""
+
+
+class SerializationError(TrustformersError, TypeError):
+    """A value that neither JSON nor MessagePack can carry; the message names its type."""
+
+
+class BatchResultsError(ExecutorError, ValueError):
+    """The function of a `DynamicBatcher` returned no list of as many results as it was given records."""
+
+
 class BatcherClosedError(TrustformersError, RuntimeError):
-    """The batcher is closed, or was before the item was done."""
+    """The batcher is closed or not running, or was closed before the item was done."""
 
 
 class ApiError(TrustformersError):
@@ -155,7 +182,7 @@ class ModelNotFoundError(ApiError):
     status = 404
 
 
-class VersionNotFoundError(ApiError):
+class VersionNotFoundError(ModelNotFoundError):
     """The model has no such version."""
 
     code = "version_not_found"
@@ -211,11 +238,12 @@ class InvalidInputError(ApiError):
     status = 422
 
 
-class QueueFullError(ApiError):
-    """The queue is full; `retry_after` says when to try a server's again."""
+class ValidationError(InvalidInputError, ValueError):
+    """A value that does not fit a function's schema or annotation; the message names the place."""
 
-    code = "queue_full"
-    status = 429
+
+class InputTypeError(ValidationError, TypeError):
+    """A value that is neither a mapping nor an instance of a function's schema."""
 
 
 class HeadersTooLargeError(ApiError):
@@ -226,7 +254,7 @@ class HeadersTooLargeError(ApiError):
 
 
 class OverloadedError(ApiError):
-    """The request would wait far longer than `batching.latency_slo`; `retry_after` says when to try again."""
+    """The request would wait far longer than `latency_slo`; `retry_after` says when to try again."""
 
     code = "overloaded"
     status = 429
@@ -237,6 +265,13 @@ class AuthenticationError(ApiError):
 
     code = "invalid_api_key"
     status = 401
+
+
+class QueueFullError(OverloadedError):
+    """The queue is full; `retry_after` says when to try a server's again."""
+
+    code = "queue_full"
+    status = 429
 
 
 class ModelFailedError(ApiError):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from trustformers_serve import _core
 from trustformers_serve.config import ServerConfig
+
+
+def _stop(server: _core.Server, then: Callable[[], None] | None) -> None:
+    server.stop()
+    if then is not None:
+        then()
 
 
 class Server:
@@ -29,6 +36,8 @@ class Server:
         *,
         wait_ready: bool = True,
         ready_timeout: float = 300.0,
+        hosted: Sequence[_core.HostedModel] = (),
+        on_stop: Callable[[], None] | None = None,
     ) -> None:
         """Binds the address at once and loads the models.
 
@@ -37,6 +46,9 @@ class Server:
             wait_ready: Return only when every model serves. Otherwise models load in the background
                 and `wait_ready()` waits for them.
             ready_timeout: The longest wait for that, in seconds.
+            hosted: Models that this process runs, as `serve` makes them; they stand in the place of the
+                built-in ones where the configuration names no model.
+            on_stop: Called once the server has stopped.
 
         Raises:
             ConfigError: The server refuses the configuration.
@@ -44,9 +56,11 @@ class Server:
             ServerNotReadyError: A model failed to load, or loads longer than `ready_timeout`; the
                 server has been stopped.
         """
-        self._core = _core.Server.start(*(ServerConfig() if config is None else config).source())
+        config = ServerConfig() if config is None else config
+        builtins = not hosted or bool(config.models) or config.model_repository is not None
+        self._core = _core.Server.start(*config.source(), list(hosted), builtins)
         # Also stops it at the interpreter's exit, while threads may still be ended in order.
-        self._stop = weakref.finalize(self, self._core.stop)
+        self._stop = weakref.finalize(self, _stop, self._core, on_stop)
         if wait_ready:
             try:
                 self.wait_ready(ready_timeout)
@@ -98,7 +112,8 @@ class Server:
         Stopping a stopped server does nothing.
         """
         self._core.stop()
-        self._stop.detach()
+        # What comes after, unless another thread does it.
+        self._stop()
 
     def __enter__(self) -> Server:
         """The server itself; it already runs."""

@@ -207,6 +207,7 @@ impl Scheduler {
                 priority: request.priority,
                 rank: request.priority,
                 fed: 0,
+                planned: 0,
                 resumed: false,
             },
         );

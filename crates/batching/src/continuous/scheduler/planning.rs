@@ -34,30 +34,33 @@ type Coming = HashSet<ChainHash, BuildHasherDefault<Multiply>>;
 /// A step in the making.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    work: Vec<Work>,
-    copies: Vec<(BlockId, BlockId)>,
+    pub(super) work: Vec<Work>,
+    pub(super) copies: Vec<(BlockId, BlockId)>,
     load: StepLoad,
     /// Tokens that it may still feed, and those of them that may be prompts'.
     left: usize,
-    prompt_left: usize,
+    pub(super) prompt_left: usize,
     /// Tokens of prompts that it may still score.
     score_left: usize,
 }
 
 impl Scheduler {
-    /// What to run next. Nothing is planned before the last plan was committed: the tokens that
-    /// it draws are part of the next.
+    /// What to run next: what was planned ahead, as far as it stands, and what came since. Nothing runs before the
+    /// last plan was committed: the tokens that it draws are part of the next.
     pub fn schedule(&mut self, now: Time) -> Scheduled {
         let (ended, _) = self.expire(now);
         if self.step.is_some() || self.requests.is_empty() {
             return Scheduled { ended, plan: None };
         }
-        let decodes = self.running.iter().filter(|id| self.sequences[id].decodes()).count();
-        self.start_waiting(now, self.prompt_budget(decodes));
-        let left = self.config.max_step_tokens as usize;
-        let mut draft = Draft { left, score_left: SCORED_CHUNK, ..Draft::default() };
+        let ahead = self.ahead.take().unwrap_or_default();
+        let started = self.start_waiting(now, self.prompt_budget(self.decodes()));
+        let mut draft = self.draft();
+        self.resume_decodes(&ahead, &mut draft);
+        let resumed = draft.work.len();
         self.plan_decodes(now, &mut draft);
         draft.prompt_left = self.prompt_budget(draft.work.len());
+        let undisturbed = !started && draft.work.len() == resumed;
+        self.resume_prompts(ahead, undisturbed, &mut draft);
         self.plan_prompts(now, &mut draft);
         while draft.work.is_empty() && self.running.len() > 1 {
             // Prompts that have begun hold all blocks, and none can go on.
@@ -68,8 +71,18 @@ impl Scheduler {
         Scheduled { ended, plan: self.seal(draft) }
     }
 
+    /// A step in which nobody is yet.
+    pub(super) fn draft(&self) -> Draft {
+        Draft { left: self.config.max_step_tokens as usize, score_left: SCORED_CHUNK, ..Draft::default() }
+    }
+
+    /// How many of those that run take one token in the next step.
+    pub(super) fn decodes(&self) -> usize {
+        self.running.iter().filter(|id| self.sequences[id].decodes()).count()
+    }
+
     /// The most tokens of prompts in a step in which so many decode.
-    fn prompt_budget(&self, decodes: usize) -> usize {
+    pub(super) fn prompt_budget(&self, decodes: usize) -> usize {
         let left = (self.config.max_step_tokens as usize).saturating_sub(decodes);
         match self.config.prefill_chunk {
             Some(chunk) if decodes > 0 => left.min(chunk.max(1) as usize),
@@ -83,7 +96,12 @@ impl Scheduler {
         }
         let id = StepId(self.next_step);
         self.next_step += 1;
-        let work = draft.work.iter().map(|work| work.sequence).collect();
+        let work: Vec<_> = draft.work.iter().map(|work| work.sequence).collect();
+        for id in &work {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.fed = std::mem::take(&mut sequence.planned);
+            }
+        }
         self.step = Some(Running { id, work, load: draft.load });
         self.counters.copies += draft.copies.len() as u64;
         Some(StepPlan {
@@ -95,9 +113,13 @@ impl Scheduler {
         })
     }
 
-    fn plan_decodes(&mut self, now: Time, draft: &mut Draft) {
-        let sequences = &self.sequences;
-        let decodes = self.running.iter().copied().filter(|id| sequences[id].decodes());
+    /// Gives everyone who generates a token, but for those who have theirs already.
+    pub(super) fn plan_decodes(&mut self, now: Time, draft: &mut Draft) {
+        let lacks = |id: &SequenceId| {
+            let sequence = &self.sequences[id];
+            sequence.planned == 0 && sequence.decodes() && !sequence.is_open()
+        };
+        let decodes = self.running.iter().copied().filter(lacks);
         let mut decodes: Vec<_> = decodes.collect();
         if (self.pool.available() as usize) < decodes.len() {
             // Somebody may have to give way: best protected first, so that those planned are never victims.
@@ -117,14 +139,15 @@ impl Scheduler {
     }
 
     /// Feeds prompts that have places, most urgent first.
-    fn plan_prompts(&mut self, now: Time, draft: &mut Draft) {
+    pub(super) fn plan_prompts(&mut self, now: Time, draft: &mut Draft) {
         let sequences = &self.sequences;
-        let mut prompts: Vec<_> = self.running.iter().copied().filter(|id| sequences[id].fed == 0).collect();
+        let lacks = |id: &SequenceId| sequences[id].planned == 0 && !sequences[id].is_open();
+        let mut prompts: Vec<_> = self.running.iter().copied().filter(lacks).collect();
         if prompts.is_empty() {
             return;
         }
         prompts.sort_unstable_by_key(|id| (Reverse(sequences[id].rank), *id));
-        let mut coming = Coming::default();
+        let mut coming = self.coming();
         let alone = prompts.len() == 1;
         for id in prompts {
             if draft.prompt_left == 0 {
@@ -150,7 +173,7 @@ impl Scheduler {
     /// How many tokens of its prompt a sequence feeds: as time, budget and blocks allow.
     fn chunk(&mut self, now: Time, id: SequenceId, draft: &Draft) -> usize {
         let sequence = &self.sequences[&id];
-        let (start, mut most) = (sequence.computed, sequence.pending().min(draft.prompt_left));
+        let (start, mut most) = (sequence.start(), sequence.pending().min(draft.prompt_left));
         if !sequence.may_share(start + most) {
             most = most.min(draft.score_left);
         }
@@ -203,17 +226,17 @@ impl Scheduler {
 
     /// The index of the block that its next token goes to, where that may not be written.
     fn shared_block(&self, sequence: &Sequence) -> Option<usize> {
-        let index = sequence.computed / self.config.block_size as usize;
+        let index = sequence.start() / self.config.block_size as usize;
         let block = *sequence.blocks.get(index)?;
         (!self.pool.writable(block)).then_some(index)
     }
 
     /// Gives the sequence blocks for its next `count` tokens, all its own to write; false, and nothing
     /// changed, where there are not enough.
-    fn prepare(&mut self, id: SequenceId, count: usize, draft: &mut Draft) -> bool {
+    pub(super) fn prepare(&mut self, id: SequenceId, count: usize, draft: &mut Draft) -> bool {
         let sequence = &self.sequences[&id];
         let shared = self.shared_block(sequence);
-        let needed = blocks_for((sequence.computed + count) as u64, self.config.block_size) as usize;
+        let needed = blocks_for((sequence.start() + count) as u64, self.config.block_size) as usize;
         let more = needed.saturating_sub(sequence.blocks.len());
         if more + usize::from(shared.is_some()) > self.pool.available() as usize {
             return false;
@@ -232,9 +255,9 @@ impl Scheduler {
         true
     }
 
-    fn feed(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
+    pub(super) fn feed(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let start = sequence.computed;
+        let start = sequence.start();
         let samples = count == sequence.pending();
         // A prompt of one token is fed like a token that was drawn.
         draft.load = if sequence.decodes() {
@@ -243,14 +266,15 @@ impl Scheduler {
             draft.load.with_chunk(start, count)
         };
         let scores = !sequence.may_share(start + count);
-        sequence.fed = count;
+        sequence.planned = count;
         draft.left -= count;
         draft.score_left = draft.score_left.saturating_sub(if scores { count } else { 0 });
         draft.prompt_left = draft.prompt_left.saturating_sub(count);
         let forks = if samples { u64::from(sequence.forks) } else { 0 };
         draft.work.push(Work {
             sequence: id,
-            tokens: sequence.tokens[start..start + count].to_vec(),
+            // Not the one that is being drawn.
+            tokens: sequence.tokens.iter().skip(start).take(count).copied().collect(),
             start: start as u32,
             blocks: sequence.blocks.clone(),
             samples,
@@ -268,7 +292,7 @@ impl Scheduler {
         loop {
             let index = sequence.blocks.len();
             let end = (index + 1) * size;
-            let aligned = sequence.computed == index * size && sequence.known == index;
+            let aligned = sequence.start() == index * size && sequence.known == index;
             let fits = end <= sequence.tokens.len() && sequence.may_share(end);
             if !aligned || !fits || !self.pool.remembers() {
                 break;
@@ -306,12 +330,22 @@ impl Scheduler {
         let size = self.config.block_size as usize;
         let Some(sequence) = self.sequences.get_mut(&id) else { return false };
         let index = sequence.blocks.len();
-        let aligned = sequence.computed == index * size && sequence.known == index;
+        let aligned = sequence.start() == index * size && sequence.known == index;
         aligned
             && !coming.is_empty()
             && (index + 1) * size <= sequence.tokens.len()
             && sequence.may_share((index + 1) * size)
             && coming.contains(&sequence.hash(index, size))
+    }
+
+    /// What the step that runs feeds and nobody can find before it has ended.
+    fn coming(&mut self) -> Coming {
+        let mut coming = Coming::default();
+        let runs = self.step.iter().flat_map(|step| &step.work).copied();
+        for id in runs.collect::<Vec<_>>() {
+            self.announce(id, &mut coming);
+        }
+        coming
     }
 
     /// Others that begin alike may wait for the full blocks that the sequence has yet to feed.

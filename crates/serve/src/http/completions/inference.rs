@@ -20,6 +20,7 @@ use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
 use crate::http::body::{self, Asked};
 use crate::http::error::{ApiError, ErrorStyle};
+use crate::http::hosted_stream;
 use crate::http::infer::{counted, ready};
 use crate::http::request_id::RequestId;
 use crate::registry::Version;
@@ -34,6 +35,9 @@ pub(in crate::http) async fn stream(
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::json(&app, request).await?;
+    if let Some(reply) = hosted_stream::begin(&app, &asked, &id).await {
+        return reply;
+    }
     let mut fields = body::beside_others(asked.body.len(), || Fields::parse(&asked.body))?;
     let model: Option<String> = fields.optional("model")?;
     let begin = Begin::read(&mut fields)?;

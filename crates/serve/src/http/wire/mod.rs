@@ -2,6 +2,7 @@
 
 mod call;
 mod packed;
+mod raw;
 mod tensor;
 
 use std::io::Cursor;
@@ -13,6 +14,7 @@ use serde_json::de::SliceRead;
 
 use self::call::ItemLimit;
 pub use self::call::{Call, Expect, Item, Target};
+pub use self::raw::RawCall;
 pub use self::tensor::Nested;
 use super::error::{ApiError, Code};
 

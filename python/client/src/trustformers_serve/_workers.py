@@ -1,0 +1,138 @@
+"""Workers: each a queue of the scheduler, and what runs its batches: a thread, or the callers' event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import types
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from trustformers_serve import _core
+from trustformers_serve.batcher import Backpressure, Batcher
+from trustformers_serve.errors import ExecutorError
+
+Function = Callable[..., Any]
+
+_LOOK_EVERY_SECONDS = 0.1
+"""How often who waits for an event loop looks whether that was closed."""
+
+# What runs in this context: it must not wait for itself.
+_inside: ContextVar[frozenset[int]] = ContextVar("trustformers_batches", default=frozenset())
+
+
+def refuse_inside(function: Function, what: str) -> None:
+    """Raises where a batch of `function` would wait for itself.
+
+    Raises:
+        ExecutorError: This is called by `function`, while it runs a batch.
+    """
+    if id(function) in _inside.get():
+        name = getattr(function, "__qualname__", "the function")
+        raise ExecutorError(f"{what} inside {name}, which would wait for itself")
+
+
+class Worker(Batcher):
+    """A queue and what runs its batches.
+
+    A plain function runs on a thread, a coroutine function on the loop of the batch's callers: those of
+    different loops share no batch.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        limits: tuple[int, float, Backpressure, int],
+        terms: Mapping[str, Any],
+        *,
+        coroutine: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            function: What runs a batch.
+            limits: Items in a batch, seconds of waiting, what happens at a full queue, and items in it.
+            terms: What the scheduler is asked for beyond them.
+            coroutine: Whether `function` is a coroutine function.
+            arguments: What it is given beside the items.
+        """
+        self._function = function
+        self._coroutine = coroutine
+        self._arguments = arguments
+        self.load = 0
+        self._open(*limits, terms)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.load = 0
+        self._routes: dict[asyncio.AbstractEventLoop, tuple[_core.LoopPort, Function]] = {}
+
+    def send(
+        self, item: Any, instance: Any, priority: str | None
+    ) -> tuple[asyncio.Future[Any], _core.Pending | None]:
+        """Brings an item of a caller on the running loop; one of a method, with its instance.
+
+        Raises:
+            QueueFullError, OverloadedError, BreakerOpenError: It is not let in.
+            BatcherClosedError: The worker is closed.
+        """
+        loop = asyncio.get_running_loop()
+        port, runner = self._routes.get(loop) or self._route(loop)
+        if instance is not None:
+            # Its identity is that of both.
+            runner = types.MethodType(runner, instance)
+        future: asyncio.Future[Any] = loop.create_future()
+        return future, self._core.send(item, runner, future, port, priority)
+
+    def _route(self, loop: asyncio.AbstractEventLoop) -> tuple[_core.LoopPort, Function]:
+        for closed in [known for known in self._routes if known.is_closed()]:
+            self._routes.pop(closed, None)
+        runner = self._function
+        if self._coroutine:
+            runner = functools.update_wrapper(_OnLoop(self._function, loop, self._arguments), self._function)
+        elif self._arguments:
+            runner = functools.partial(self._function, **self._arguments)
+        return self._routes.setdefault(loop, (self._port(loop), runner))
+
+
+class _OnLoop:
+    """Runs a coroutine function on an event loop, for a thread that waits for it."""
+
+    def __init__(
+        self, function: Function, loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]
+    ) -> None:
+        self._coroutine_function = function
+        self._loop = loop
+        self._arguments = arguments
+
+    def __call__(self, *given: Any) -> Any:
+        """Blocks until it is done.
+
+        Raises:
+            RuntimeError: The loop was closed.
+        """
+        work = self._run(given)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise
+        while True:
+            try:
+                return future.result(_LOOK_EVERY_SECONDS)
+            except concurrent.futures.TimeoutError:
+                if future.done():
+                    # The exception was its own, or it ended just now.
+                    return future.result()
+                if self._loop.is_closed():
+                    work.close()
+                    raise RuntimeError("the event loop was closed") from None
+
+    async def _run(self, given: tuple[Any, ...]) -> Any:
+        function = self._coroutine_function
+        _inside.set(_inside.get() | {id(function)})
+        running: Coroutine[Any, Any, Any] = function(*given, **self._arguments)
+        return await running

@@ -1,0 +1,215 @@
+"""`App`: the models of a program, batched as their annotations say."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trustformers_serve import _functions, _models
+from trustformers_serve.annotations import require
+from trustformers_serve.batching import Breaker, FunctionBatcher, Settings, check_limit
+from trustformers_serve.errors import ConfigurationError
+from trustformers_serve.registry import ModelInfo, Registry
+
+if TYPE_CHECKING:
+    from trustformers_serve.config import ServerConfig
+    from trustformers_serve.server import Server
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_QUEUED_BATCHES = 16
+"""How many batches may wait for a model; further callers wait for a place."""
+
+
+class App:
+    """Functions that are models, under names and versions.
+
+        app = App(name="texts")
+
+        @app.model("length")
+        def length(texts: list[str]) -> list[int]:
+            return [len(text) for text in texts]
+
+        await app.predict("length", "four")  # 4
+
+    Attributes:
+        name: The app's name.
+        enable_batching: Whether callers share batches; otherwise each item runs alone.
+        max_batch_size: Most items in a batch.
+        batch_timeout_ms: Longest wait of an item for others to join it, in milliseconds.
+        registry: The models.
+    """
+
+    def __init__(
+        self,
+        name: str = "app",
+        enable_batching: bool = True,
+        max_batch_size: int = 32,
+        batch_timeout_ms: float = 10.0,
+    ) -> None:
+        """Starts nothing yet.
+
+        Raises:
+            ValueError: A limit is out of range.
+        """
+        check_limit("batch_timeout_ms", batch_timeout_ms, lambda value: value >= 0, ">= 0")
+        check_limit("max_batch_size", max_batch_size, lambda value: 1 <= value <= 2**27, f"from 1 to {2**27}")
+        self.name = name
+        self.enable_batching = enable_batching
+        self.max_batch_size = max_batch_size
+        self.batch_timeout_ms = batch_timeout_ms
+        self.registry = Registry()
+
+    def model(
+        self, name: str, version: str = "1", streaming: bool = False, *, batched: bool | None = None
+    ) -> Callable[[F], F]:
+        """Makes a function a model of this app, and returns it unchanged.
+
+        Its annotations say what an item is. A function of one `list[T]` that returns `list[U]` takes a
+        whole batch in a call, and returns one result an item; where both are lists of the same type,
+        `batched` says whether that is a batch. Any other function takes one item a call; with several
+        parameters, an item is a mapping of them. A generator function streams. A plain function runs off
+        the event loop.
+
+        Args:
+            name: The model's name.
+            version: Its version.
+            streaming: Whether the function, which is no generator function, returns an iterator of pieces,
+                or a coroutine function an asynchronous one.
+            batched: Whether the function takes a whole batch in a call.
+
+        Raises:
+            DecorationError: The function cannot be a model, or it is left open whether it takes batches.
+            ConfigurationError: The name cannot be one, or is another function's already.
+        """
+        if callable(name):
+            raise _functions.without_parentheses("app.model", name)
+
+        def decorate(function: F) -> F:
+            self.registry.add(
+                self._info(function, name, version, streaming, batched, _functions.names_of_caller())
+            )
+            return function
+
+        return decorate
+
+    async def predict(self, name: str, item: Any, version: str | None = None) -> Any:
+        """The result of `item`; of a model that streams, an asynchronous iterator of its pieces.
+
+        Args:
+            name: The model's name.
+            item: The value of the model's parameter, or a mapping of several.
+            version: By default the newest.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            ValidationError: The item does not fit the annotations.
+            InferenceError: The model's function raised (`__cause__`).
+            ExecutorError: It returned no list of the right length.
+        """
+        info = self.registry.get(name, version)
+        args, kwargs = info.arguments(item)
+        function = functools.partial(info.function, *args, **kwargs)
+        if info.streaming:
+            return _models.pieces(function())
+        if inspect.iscoroutinefunction(info.function):
+            return await function()
+        return await asyncio.to_thread(function)
+
+    async def stop(self) -> None:
+        """Returns when all that was called before has been answered; the next call starts it again."""
+        functions = [info.function for info in self.registry.all()]
+        batchers = [getattr(function, "batcher", None) for function in functions]
+        await asyncio.gather(
+            *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher))
+        )
+
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        block: bool = True,
+        *,
+        config: ServerConfig | None = None,
+        threads: int | None = None,
+    ) -> Server:
+        """Serves the models over HTTP, as `trustformers_serve.serve` does those of `register`.
+
+        Raises:
+            ConfigurationError: The app has no models.
+            ServerStartError: The address cannot be bound.
+        """
+        from trustformers_serve import serving
+
+        most = serving.THREADS if threads is None else threads
+        return serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
+
+    def __repr__(self) -> str:
+        """Its name and its models'."""
+        models = ", ".join(f"{info.name}@{info.version}" for info in self.registry.all())
+        return f"<App {self.name!r} of {models or 'no models'}>"
+
+    def _info(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        version: str,
+        streaming: bool,
+        batched: bool | None,
+        names: dict[str, Any],
+    ) -> ModelInfo:
+        shape = _functions.shape_of_model(function, names, streaming)
+        whole_batches = _models.takes_batches(function, shape, batched)
+        if whole_batches:
+            shape = _functions.shape_of_one(shape)
+        for parameter, kind in shape.inputs.items():
+            require(kind, f"{parameter} of {_functions.name(function)}")
+        if shape.streaming:
+            made = _models.per_stream(function, name)
+        elif not whole_batches:
+            made = _models.per_item(function, name)
+        elif self.enable_batching:
+            made = _models.per_batch(function, name, self._settings())
+        else:
+            made = _models.alone(function, name)
+        return ModelInfo(name, version, made, shape.streaming, shape.inputs, shape.output)
+
+    def _settings(self) -> Settings:
+        return Settings(
+            max_batch_size=self.max_batch_size,
+            max_wait_time=self.batch_timeout_ms / 1000,
+            max_queue_size=_QUEUED_BATCHES * self.max_batch_size,
+            isolation="none",
+            enable_priority_scheduling=False,
+            breaker=Breaker(failures=0),
+            backpressure="block",
+        )
+
+
+def load_app(path: str) -> App:
+    """The app that `path` leads to: `module:attribute`, as in `package.module:app`.
+
+    Raises:
+        ConfigurationError: It is of another form, the module cannot be imported, or the attribute is not
+            there or no `App`.
+    """
+    module_name, separator, attribute = path.partition(":")
+    if not (module_name and separator and attribute) or ":" in attribute:
+        raise ConfigurationError(f"Expected format 'module:attribute', as in 'main:app', not {path!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigurationError(
+            f"Could not import {module_name!r}: {type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{module_name!r} has no attribute {attribute!r}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        raise ConfigurationError(f"{path!r} is not an App, but a {type(found).__name__}")
+    return found

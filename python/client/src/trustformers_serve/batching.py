@@ -1,0 +1,390 @@
+"""`batch`: a function of a list becomes a coroutine function of an item, batched over its callers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
+
+from trustformers_serve import _functions
+from trustformers_serve._functions import WORKER_ID
+from trustformers_serve._schemas import Schema
+from trustformers_serve._workers import Worker, refuse_inside
+from trustformers_serve.errors import BatcherClosedError
+
+if TYPE_CHECKING:
+    import pydantic
+
+    from trustformers_serve.batcher import Backpressure, BatcherMetrics
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
+
+Priority = Literal["low", "normal", "high", "critical"]
+"""Who leaves first of those who wait."""
+
+_MOST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """When a function that keeps failing is left alone; calls then raise `BreakerOpenError`.
+
+    Attributes:
+        failures: Failures in a row that open it; 0: it never opens.
+        window: Seconds within which they must lie.
+        open: Seconds for which it stays open before one call may try again.
+    """
+
+    failures: int = 5
+    window: float = 10.0
+    open: float = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `batch` was given, checked; see there."""
+
+    max_batch_size: int = 32
+    max_wait_time: float = 0.01
+    max_queue_size: int = 128
+    workers: int = 1
+    target_latency: float | None = None
+    latency_slo: float | None = None
+    isolation: Literal["bisect", "none"] = "bisect"
+    enable_priority_scheduling: bool = True
+    priority_ageing: float = 10.0
+    breaker: Breaker = field(default_factory=Breaker)
+    backpressure: Backpressure = "drop"
+
+    def __post_init__(self) -> None:
+        """Checks each.
+
+        Raises:
+            ValueError: One is out of range; the message names it.
+        """
+        for name in ("max_batch_size", "max_queue_size", "workers"):
+            check_limit(name, getattr(self, name), lambda value: 1 <= value <= _MOST, ">= 1")
+        check_limit("breaker.failures", self.breaker.failures, lambda value: 0 <= value <= _MOST, ">= 0")
+        check_limit("max_wait_time", self.max_wait_time, lambda value: value >= 0, ">= 0")
+        seconds = {name: getattr(self, name) for name in ("target_latency", "latency_slo", "priority_ageing")}
+        seconds |= {"breaker.window": self.breaker.window, "breaker.open": self.breaker.open}
+        for name, value in seconds.items():
+            if value is not None:
+                check_limit(name, value, lambda value: value > 0, "> 0")
+        if self.target_latency is not None and self.latency_slo is not None:
+            raise ValueError("target_latency is a latency_slo that batches are sized by: give one of them")
+        if self.isolation not in {"bisect", "none"}:
+            raise ValueError(f"isolation must be 'bisect' or 'none', not {self.isolation!r}")
+
+    def terms(self) -> dict[str, Any]:
+        """As the scheduler takes them."""
+        breaker = self.breaker
+        return {
+            "bisect": self.isolation == "bisect",
+            "latency_slo": self.latency_slo if self.target_latency is None else self.target_latency,
+            "adaptive": self.target_latency is not None,
+            "priorities": self.enable_priority_scheduling,
+            "ageing": self.priority_ageing,
+            "breaker": (breaker.failures, breaker.window, breaker.open) if breaker.failures else None,
+        }
+
+
+def check_limit(name: str, value: float, holds: Callable[[float], bool], range_: str) -> None:
+    """Checks one limit.
+
+    Raises:
+        ValueError: It is out of range.
+    """
+    if not (math.isfinite(value) and holds(value)):
+        raise ValueError(f"{name} must be {range_}, not {value}")
+
+
+class FunctionBatcher:
+    """What the calls of a function that `batch` made go through.
+
+    Attributes:
+        settings: How it batches.
+        input_schema: What an item must be, or `None`.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], settings: Settings, schema: Schema | None = None
+    ) -> None:
+        """Starts nothing yet.
+
+        Raises:
+            DecorationError: `function` cannot be batched.
+        """
+        self.settings = settings
+        self.input_schema = None if schema is None else schema.type
+        self.is_method = _functions.takes_self(function, "batch")
+        self._function = function
+        self._schema = schema
+        self._coroutine = _functions.is_coroutine(function)
+        self._numbered = WORKER_ID in inspect.signature(function).parameters
+        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        self._stopping: list[Worker] = []
+
+    async def run(self, item: Any, instance: Any = None, *, priority: Priority | None = None) -> Any:
+        """The result of `item`, run in a batch with the items of other callers."""
+        refuse_inside(self._function, "a call")
+        if self._schema is not None:
+            item = self._schema.read(item)
+        while True:
+            workers = self._workers or self._start()
+            worker = workers[0] if len(workers) == 1 else self._lightest(workers)
+            try:
+                future, pending = worker.send(item, instance, priority)
+                break
+            except BatcherClosedError:
+                # Stopped on another thread meanwhile; or else the interpreter ends.
+                if self._workers is workers:
+                    raise
+        worker.load += 1
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if pending is not None:
+                pending.cancel()
+            raise
+        finally:
+            worker.load -= 1
+
+    async def stop(self) -> None:
+        """Returns when all that was called before has been answered, and no thread is left.
+
+        May be repeated; the next call starts it again.
+
+        Raises:
+            ExecutorError: The function itself calls it.
+        """
+        refuse_inside(self._function, "`stop` was called")
+        with self._lock:
+            self._stopping += self._workers
+            self._workers = []
+            stopping = list(self._stopping)
+        if stopping:
+            await asyncio.to_thread(_close, stopping)
+        with self._lock:
+            self._stopping = [worker for worker in self._stopping if worker not in stopping]
+
+    def metrics(self) -> list[BatcherMetrics]:
+        """What each worker did since it was started."""
+        return [worker.metrics() for worker in self._workers]
+
+    def __repr__(self) -> str:
+        """The function's name."""
+        return f"<FunctionBatcher of {_functions.name(self._function)}>"
+
+    def _start(self) -> list[Worker]:
+        settings = self.settings
+        limits = (
+            settings.max_batch_size,
+            settings.max_wait_time,
+            settings.backpressure,
+            settings.max_queue_size,
+        )
+        with self._lock:
+            if not self._workers:
+                self._workers = [
+                    Worker(
+                        self._function,
+                        limits,
+                        settings.terms(),
+                        coroutine=self._coroutine,
+                        arguments={WORKER_ID: number} if self._numbered else {},
+                    )
+                    for number in range(settings.workers)
+                ]
+            return self._workers
+
+    @staticmethod
+    def _lightest(workers: list[Worker]) -> Worker:
+        return min(workers, key=lambda worker: worker.load)
+
+
+def _close(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.close()
+
+
+class Batched(Protocol[T_contra, R_co]):
+    """A coroutine function of one item; made by `batch`.
+
+    Attributes:
+        batcher: What its calls go through: `stop`, `metrics`.
+    """
+
+    batcher: FunctionBatcher
+    __name__: str
+    __qualname__: str
+
+    def __call__(
+        self, item: T_contra | Mapping[str, Any], /, *, priority: Priority | None = None
+    ) -> Coroutine[Any, Any, R_co]:
+        """The result of `item`, run in a batch with the items of other callers.
+
+        With an `input_schema`, a mapping is made its instance.
+        """
+        ...
+
+
+class BatchedMethod(Protocol[S_contra, T_contra, R_co]):
+    """A coroutine method of one item; made by `batch`. Instances share no batches.
+
+    Attributes:
+        batcher: What the calls of all instances go through.
+    """
+
+    batcher: FunctionBatcher
+    __name__: str
+    __qualname__: str
+
+    @overload
+    def __get__(self, instance: None, owner: type[S_contra]) -> BatchedMethod[S_contra, T_contra, R_co]: ...
+    @overload
+    def __get__(self, instance: S_contra, owner: type[S_contra] | None = None) -> Batched[T_contra, R_co]: ...
+    def __call__(
+        self, instance: S_contra, item: T_contra | Mapping[str, Any], /, *, priority: Priority | None = None
+    ) -> Coroutine[Any, Any, R_co]:
+        """The result of `item` for `instance`."""
+        ...
+
+
+Results = Sequence[R | Exception]
+
+
+class _Numbered(Protocol[T, R_co]):
+    def __call__(self, items: list[T], /, *, worker_id: int) -> R_co: ...
+
+
+class _NumberedMethod(Protocol[S_contra, T, R_co]):
+    def __call__(self, instance: S_contra, items: list[T], /, *, worker_id: int) -> R_co: ...
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[[list[T]], Awaitable[Results[R]]], /) -> Batched[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Results[R]], /) -> Batched[T, R]: ...
+    @overload
+    def __call__(self, function: _Numbered[T, Awaitable[Results[R]]], /) -> Batched[T, R]: ...
+    @overload
+    def __call__(self, function: _Numbered[T, Results[R]], /) -> Batched[T, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[S, list[T]], Awaitable[Results[R]]], /
+    ) -> BatchedMethod[S, T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[S, list[T]], Results[R]], /) -> BatchedMethod[S, T, R]: ...
+    @overload
+    def __call__(
+        self, function: _NumberedMethod[S, T, Awaitable[Results[R]]], /
+    ) -> BatchedMethod[S, T, R]: ...
+    @overload
+    def __call__(self, function: _NumberedMethod[S, T, Results[R]], /) -> BatchedMethod[S, T, R]: ...
+
+
+def batch(
+    max_batch_size: int = 32,
+    max_wait_time: float = 0.01,
+    input_schema: type[pydantic.BaseModel] | None = None,
+    max_queue_size: int = 128,
+    workers: int = 1,
+    target_latency: float | None = None,
+    *,
+    latency_slo: float | None = None,
+    isolation: Literal["bisect", "none"] = "bisect",
+    enable_priority_scheduling: bool = True,
+    priority_ageing: float = 10.0,
+    breaker: Breaker | None = None,
+) -> _Decorator:
+    """Makes a function of a list a coroutine function of an item, batched over its callers.
+
+        @batch(max_batch_size=32, max_wait_time=0.01)
+        async def double(items: list[int]) -> list[int]:
+            return [item * 2 for item in items]
+
+        await double(21)  # 42
+
+    A coroutine function runs on the event loop of its callers, a plain one on a thread of its own. It
+    returns one result an item, in order; an exception among them is raised for its item alone. Where it
+    raises, its batch is run again in halves, until only the items that make it raise fail, with
+    `ExecutorError`. It may be a method: calls on different instances share no batch.
+
+    Args:
+        max_batch_size: Most items in a batch.
+        max_wait_time: Longest wait of an item for others to join it, in seconds.
+        input_schema: A pydantic model: a mapping is made its instance before it is queued, and what does
+            not fit raises `ValidationError`.
+        max_queue_size: Most items that wait for each worker; more raise `QueueFullError`, an
+            `OverloadedError`.
+        workers: How many batches may run at once. Each worker has a queue of its own, and its number, from
+            0, is the function's argument `worker_id`, if it has one.
+        target_latency: Seconds within which 95 % of the batches are to be done: batches grow and shrink to
+            keep it, up to `max_batch_size`. As with `latency_slo`, calls are refused that would miss it by
+            far.
+        latency_slo: Seconds that a call should take. One that is predicted to wait far longer raises
+            `OverloadedError`.
+        isolation: "bisect" to look for who makes a batch fail, "none" to fail the whole batch.
+        enable_priority_scheduling: Whether the `priority` of a call counts: "low", "normal", "high" or
+            "critical".
+        priority_ageing: Seconds after which some places go to who waited longest, whatever the priority.
+        breaker: When a function that keeps failing is left alone; `Breaker(failures=0)`: never.
+
+    Raises:
+        ValueError: A limit is out of range.
+        DecorationError: The decorated object is no function of a list; the message names it.
+    """
+    if callable(max_batch_size):
+        raise _functions.without_parentheses("batch", max_batch_size)
+    settings = Settings(
+        max_batch_size=max_batch_size,
+        max_wait_time=max_wait_time,
+        max_queue_size=max_queue_size,
+        workers=workers,
+        target_latency=target_latency,
+        latency_slo=latency_slo,
+        isolation=isolation,
+        enable_priority_scheduling=enable_priority_scheduling,
+        priority_ageing=priority_ageing,
+        breaker=breaker or Breaker(),
+    )
+
+    def decorate(function: Any) -> Any:
+        schema = None if input_schema is None else Schema(input_schema, _functions.name(function))
+        return batched(function, FunctionBatcher(function, settings, schema))
+
+    return cast("_Decorator", decorate)
+
+
+def batched(function: Callable[..., Any], batcher: FunctionBatcher) -> Any:
+    """The coroutine function whose calls go through `batcher` to `function`."""
+    run = batcher.run
+    call: Any
+    if batcher.is_method:
+
+        async def call_method(instance: Any, item: Any, *, priority: Priority | None = None) -> Any:
+            return await run(item, instance, priority=priority)
+
+        call = call_method
+    else:
+
+        async def call_function(item: Any, *, priority: Priority | None = None) -> Any:
+            return await run(item, priority=priority)
+
+        call = call_function
+    functools.update_wrapper(call, function)
+    call.batcher = batcher
+    return call
