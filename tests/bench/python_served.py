@@ -101,9 +101,7 @@ def report(measured: list[Contender], options: Options) -> Report:
     made.targets = [
         Target(f"requests/s at c={LOADED}, of LitServe's best", rate / rates["litserve"], ">=", 2.0, "x"),
         Target(f"requests/s at c={LOADED}, of mosec's best", rate / rates["mosec"], ">=", 1.2, "x"),
-        Target(
-            f"p99 at c={LOADED}, of mosec's best", p99 / best(measured, "mosec", "p99_ms"), "<=", 1.0, "x"
-        ),
+        Target(f"p99 at c={LOADED}, of mosec's best", p99 / best(measured, "mosec", "p99_ms"), "<=", 1.0, "x"),
         Target("requests that failed", sum(own.errors(c) for c in CONNECTIONS), "<=", 0, digits=0),
     ]
     made.notes = [

@@ -189,3 +189,32 @@ def test_ready_is_true_only_when_ready() -> None:
     assert not loading
     assert loading.models[0]["state"] == "loading"
     assert _calls.ready().read(json_reply({"status": "ready", "models": []}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+def test_an_array_is_the_same_behind_the_wire_and_may_be_changed(dtype: str) -> None:
+    made = np.array([[0, 1, 2]]).astype(dtype)
+    form = sent(_calls.predict("m", made, PLAIN).content)["data"]
+    read = _codec.array(**form)
+    assert (read.dtype, read.shape) == (made.dtype, made.shape)
+    np.testing.assert_array_equal(read, made)
+    read[0, 0] = 1
+
+
+def test_what_numpy_does_not_have_is_a_tensor_behind_the_wire() -> None:
+    made = torch.tensor([[1.5], [2.0]], dtype=torch.bfloat16)
+    read = _codec.array(**sent(_calls.predict("m", made, PLAIN).content)["data"])
+    assert read.dtype == torch.bfloat16
+    torch.testing.assert_close(read, made)
+
+
+def test_bytes_that_are_no_array_are_refused() -> None:
+    with pytest.raises(ValueError, match="no tensor of dtype 'f8'"):
+        _codec.array("f8", [1], b"x")
+    with pytest.raises(ValueError, match="reshape"):
+        _codec.array("u8", [2], b"x")
+
+
+def test_lists_stand_for_arrays_at_any_depth() -> None:
+    value = {"a": [np.arange(2), {"b": torch.ones(1)}], "c": "text", "d": 3}
+    assert _codec.lists(value) == {"a": [[0, 1], {"b": [1.0]}], "c": "text", "d": 3}

@@ -36,12 +36,7 @@ def test_bodies_are_read_and_written_as_the_headers_say(serve: Serve, sent: str,
         return item
 
     server = serve()
-    value = {
-        "text": 'ü\n"',
-        "none": None,
-        "flags": [True, False],
-        "numbers": [0, -1, 2**63, -(2**63), 0.1, 1e300],
-    }
+    value = {"text": "ü\n\"", "none": None, "flags": [True, False], "numbers": [0, -1, 2**63, -(2**63), 0.1, 1e300]}
     headers = {"content-type": sent, "accept": wanted}
     answer = predict(server, "echo", {"data": value}, headers=headers)
     assert (answer.status, answer.headers["content-type"]) == (200, wanted)
@@ -160,22 +155,14 @@ def test_the_model_may_be_named_in_the_body(serve: Serve) -> None:
     assert one.value["data"] == -2.0
     many = ask(server, "/v1/inference/batch", {"model": "negate", "instances": [1, 2]})
     assert [prediction["data"] for prediction in many.value["predictions"]] == [-1.0, -2.0]
-    assert ask(server, "/v1/inference/batch", {"model": "negate", "data": 1}).error[:2] == (
-        400,
-        "malformed_request",
-    )
+    assert ask(server, "/v1/inference/batch", {"model": "negate", "data": 1}).error[:2] == (400, "malformed_request")
 
 
 def test_arrays_and_tensors_come_and_go_as_nested_lists(serve: Serve) -> None:
     @ts.register()
     def halve(image: np.ndarray) -> Any:
         assert isinstance(image, np.ndarray)
-        return {
-            "half": image / 2,
-            "tensor": torch.tensor([1, 2]),
-            "scalar": np.float32(0.5),
-            "count": np.int64(3),
-        }
+        return {"half": image / 2, "tensor": torch.tensor([1, 2]), "scalar": np.float32(0.5), "count": np.int64(3)}
 
     server = serve()
     for headers in ({}, {"content-type": MSGPACK}):

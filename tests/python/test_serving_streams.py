@@ -76,9 +76,7 @@ def test_a_failure_before_the_first_piece_has_a_status_and_later_an_event(serve:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_piece_that_cannot_be_written_ends_the_stream_and_closes_the_generator(
-    serve: Serve, kind: str
-) -> None:
+def test_a_piece_that_cannot_be_written_ends_the_stream_and_closes_the_generator(serve: Serve, kind: str) -> None:
     closed = threading.Event()
     register(kind, lambda item: iter([1, object(), 2]), closed)
     first, failure, last = events(ask(serve(), STREAM, {"model": "count", "data": 0}).body)

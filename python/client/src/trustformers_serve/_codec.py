@@ -106,8 +106,9 @@ def array(dtype: str, shape: list[int], data: bytes) -> Any:
     names = {name: numpy_name for numpy_name, name in _DTYPES.items()}
     if dtype not in names:
         raise ValueError(f"there is no tensor of dtype {dtype!r}")
+    flat: npt.NDArray[Any] = np.frombuffer(data, np.dtype(names[dtype]))
     # A copy, because who gets it may change it.
-    return np.frombuffer(data, np.dtype(names[dtype]).newbyteorder("<")).reshape(shape).copy()
+    return flat.reshape(shape).copy()
 
 
 def lists(value: Any) -> Any:
