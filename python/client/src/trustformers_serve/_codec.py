@@ -106,7 +106,7 @@ def array(dtype: str, shape: list[int], data: bytes) -> Any:
     names = {name: numpy_name for numpy_name, name in _DTYPES.items()}
     if dtype not in names:
         raise ValueError(f"there is no tensor of dtype {dtype!r}")
-    flat: npt.NDArray[Any] = np.frombuffer(data, np.dtype(names[dtype]))
+    flat = cast("npt.NDArray[Any]", np.frombuffer(data, np.dtype(names[dtype])))
     # A copy, because who gets it may change it.
     return flat.reshape(shape).copy()
 
@@ -155,8 +155,9 @@ def to_numpy(value: Any) -> Any:
     import numpy as np
 
     if isinstance(value, dict):
-        return {name: np.asarray(array) for name, array in cast("dict[str, Any]", value).items()}
-    return np.asarray(value)
+        return {name: to_numpy(inner) for name, inner in cast("dict[str, Any]", value).items()}
+    # What a function answers need not be numbers.
+    return value if value is None or isinstance(value, (str, bytes)) else np.asarray(value)
 
 
 def embeddings(encoded: list[str]) -> npt.NDArray[np.float32]:
