@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustformers_serve as ts
 from conftest import ROOT
 
 PATIENCE = 120
@@ -28,7 +29,10 @@ def run(*arguments: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-PRINTED = {"executors.md": ["100 (3,)\n", "12 True\n"]}
+PRINTED = {
+    "executors.md": ["100 (3,)\n", "12 True\n"],
+    "migration.md": ["4\n", "['ONE', 'TWO']\n", "[0, 2, 4]\n", "odd\n"],
+}
 """What the snippets of each page print, in their order."""
 
 
@@ -36,6 +40,13 @@ PRINTED = {"executors.md": ["100 (3,)\n", "12 True\n"]}
 def test_the_snippets_of_a_page_print_what_they_made(page: Path, tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert [run("-c", code, folder=tmp_path) for code in snippets] == PRINTED.get(page.name, [])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_names_on_a_page_exist(page: Path) -> None:
+    names = re.findall(r"\bts\.(\w+)", page.read_text())
+    assert names
+    assert [name for name in names if not hasattr(ts, name)] == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -106,7 +106,7 @@ def array(dtype: str, shape: list[int], data: bytes) -> Any:
     names = {name: numpy_name for numpy_name, name in _DTYPES.items()}
     if dtype not in names:
         raise ValueError(f"there is no tensor of dtype {dtype!r}")
-    flat = cast("npt.NDArray[Any]", np.frombuffer(data, np.dtype(names[dtype])))
+    flat: Any = np.frombuffer(data, np.dtype(names[dtype]))
     # A copy, because who gets it may change it.
     return flat.reshape(shape).copy()
 
