@@ -75,7 +75,7 @@ class AnsweringServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *args: Any) -> None:
+            def log_request(self, code: Any = "-", size: Any = "-") -> None:
                 """Prints nothing."""
 
         class Server(ThreadingHTTPServer):

@@ -14,6 +14,7 @@ import pytest
 import trustformers_serve as ts
 from conftest import ROOT
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.responses import Response
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
 MESSAGES: list[ChatCompletionMessageParam] = [
@@ -192,7 +193,7 @@ def test_a_response_has_its_text_usage_and_status(peer: openai.OpenAI) -> None:
     assert made.incomplete_details.reason == "max_output_tokens"
     assert (made.model, made.metadata, made.error) == ("chatty", {"run": "7"}, None)
     # Nothing is missing and nothing is of another type than the package declares.
-    openai.types.responses.Response.model_validate(made.model_dump(mode="json"), strict=False)
+    Response.model_validate(made.model_dump(mode="json"), strict=False)
 
 
 def test_a_conversation_of_responses_goes_on_with_what_came_back(peer: openai.OpenAI) -> None:

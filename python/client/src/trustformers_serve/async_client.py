@@ -16,7 +16,7 @@ from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
 from trustformers_serve._generate import StreamReader
-from trustformers_serve._retry import RetryPolicy
+from trustformers_serve._retry import RetryPolicy, shown
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
@@ -65,10 +65,12 @@ class AsyncClient:
         retry_delay: float = 0.1,
         verify_ssl: bool = True,
         headers: Mapping[str, str] | None = None,
+        *,
+        repeat_unsafe: bool = False,
     ) -> None:
         """Opens no connection yet; the arguments are those of `Client`."""
         self.base_url = base_url.rstrip("/")
-        self._policy = RetryPolicy(max_retries, retry_delay, timeout)
+        self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
         all_headers = dict(headers or {})
         if api_key is not None:
             all_headers["Authorization"] = f"Bearer {api_key}"
@@ -203,6 +205,10 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.aclose()
+
+    def __repr__(self) -> str:
+        """Where it calls, and how patiently; never its key."""
+        return f"<AsyncClient {shown(self.base_url)} {self._policy}>"
 
     async def __aenter__(self) -> AsyncClient:
         """The client itself."""

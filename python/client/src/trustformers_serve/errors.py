@@ -60,6 +60,13 @@ class TrustformersError(Exception):
         self.retry_after = retry_after
         self.index = index
 
+    def __repr__(self) -> str:
+        """Its message and whatever else is known of the failure."""
+        names = ("code", "status", "request_id", "retry_after", "index")
+        known = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        details = "".join(f", {name}={value!r}" for name, value in known.items())
+        return f"{type(self).__name__}({str(self)!r}{details})"
+
 
 class ConfigError(TrustformersError, ValueError):
     """A configuration that the server refuses; the message names the place, the key and the remedy."""

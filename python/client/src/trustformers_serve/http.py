@@ -19,12 +19,11 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 from typing import Any, Generic, NoReturn, TypeVar, cast, overload
-from urllib.parse import urlsplit, urlunsplit
 
 from trustformers_serve import _calls
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import JSON, Reply
-from trustformers_serve._retry import RetryPolicy
+from trustformers_serve._retry import RetryPolicy, shown
 from trustformers_serve.errors import (
     ExecutorError,
     MissingExtraError,
@@ -148,7 +147,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         if not (math.isfinite(retry_delay) and retry_delay >= 0):
             raise ValueError(f"retry_delay must be finite and not negative, not {retry_delay}")
         if not _is_http(base_url):
-            raise ValueError(f"base_url must be an http:// or https:// URL, not {_shown(base_url)!r}")
+            raise ValueError(f"base_url must be an http:// or https:// URL, not {shown(base_url)!r}")
         self.model = model
         self._base_url = base_url.rstrip("/")
         self._limits = (max_concurrency, timeout, max_retries)
@@ -208,7 +207,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         """Its service and limits; never its key."""
         concurrency, timeout, retries = self._limits
         return (
-            f"<OpenAIResponsesExecutor model={self.model!r} base_url={_shown(self._base_url)!r} "
+            f"<OpenAIResponsesExecutor {shown(self._base_url)} model={self.model!r} "
             f"max_concurrency={concurrency} timeout={timeout:g} max_retries={retries}>"
         )
 
@@ -341,9 +340,3 @@ def _is_http(url: str) -> bool:
     except httpx.InvalidURL:
         return False
     return parsed.scheme in {"http", "https"} and bool(parsed.host)
-
-
-def _shown(url: str) -> str:
-    """A URL without a password that stands in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
