@@ -87,8 +87,7 @@ def test_asyncio_callers_wait_for_a_place_without_blocking_the_loop() -> None:
     async def main() -> list[int]:
         tasks = [asyncio.create_task(batcher.arun(item, held)) for item in range(50)]
         # One batch runs, one waits, and the others wait for places.
-        while batcher.metrics().waiting < 46:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(wait_for_waiting, batcher, 46)
         held.let_go()
         return await asyncio.gather(*tasks)
 
