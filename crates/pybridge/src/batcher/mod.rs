@@ -249,8 +249,9 @@ impl Batcher {
         waited
     }
 
-    /// Items, batches, median and 99th percentile of seconds from call to result, and items dropped.
-    fn metrics(&self) -> (u64, u64, f64, f64, u64) {
+    /// Items, batches, median and 99th percentile of seconds from call to result, items dropped, and callers
+    /// that wait for a place.
+    fn metrics(&self) -> (u64, u64, f64, f64, u64, usize) {
         let stats = self.entrance.batcher.inspect(|scheduler, now| scheduler.stats(now));
         let alone = self.alone.load(Ordering::Relaxed);
         (
@@ -259,6 +260,7 @@ impl Batcher {
             stats.latency_seconds.p50,
             stats.latency_seconds.p99,
             self.entrance.dropped.load(Ordering::Relaxed),
+            self.entrance.waiting(),
         )
     }
 

@@ -54,6 +54,7 @@ class BatcherMetrics:
         p50_ms: The median of the times from call to result, in milliseconds; 0 before the first.
         p99_ms: Their 99th percentile.
         dropped: Items refused because the queue was full.
+        waiting: Callers that wait for a place in the queue now.
     """
 
     items: int
@@ -62,6 +63,7 @@ class BatcherMetrics:
     p50_ms: float
     p99_ms: float
     dropped: int
+    waiting: int
 
 
 class Batcher:
@@ -240,8 +242,8 @@ class Batcher:
 
     def metrics(self) -> BatcherMetrics:
         """What it did since it was made."""
-        items, batches, p50, p99, dropped = self._core.metrics()
-        return BatcherMetrics(items, batches, items / max(batches, 1), p50 * 1e3, p99 * 1e3, dropped)
+        items, batches, p50, p99, dropped, waiting = self._core.metrics()
+        return BatcherMetrics(items, batches, items / max(batches, 1), p50 * 1e3, p99 * 1e3, dropped, waiting)
 
     def close(self) -> None:
         """Takes nothing new, runs what is queued, and returns when everybody has been answered.
