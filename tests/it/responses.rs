@@ -151,6 +151,14 @@ fn a_response_that_cannot_be_made_is_refused_by_the_field_at_fault() {
 }
 
 #[test]
+fn the_description_of_the_routes_has_responses() {
+    let running = start(TINYLM);
+    let described = running.get("/openapi.json").ok();
+    let summary = described["paths"]["/v1/responses"]["post"]["summary"].as_str().unwrap();
+    assert_eq!(summary, "What a model says to a text or a conversation, as OpenAI has it");
+}
+
+#[test]
 fn responses_are_counted_as_other_texts_are() {
     let running = start(TINYLM);
     respond(&running, &json!({})).ok();

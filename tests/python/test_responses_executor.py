@@ -215,7 +215,7 @@ def test_silence_ends_at_the_timeout_for_its_prompt_alone_and_is_not_repeated() 
         return echoed(fields)
 
     over = threading.Event()
-    with AnsweringServer(silent) as peer, executor(peer.url, timeout=0.3) as ask:
+    with AnsweringServer(silent) as peer, executor(peer.url, timeout=2) as ask:
         good, late = ask(["good", "silent"])
         over.set()
     assert good == "GOOD"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 _CONTAINERS = (list, tuple, set, frozenset, deque)
@@ -15,7 +16,7 @@ def exceeds(item: object, limit: int) -> bool:
     """Whether `item` has more than `limit` bytes.
 
     Arrays and tensors of any library say it themselves (`nbytes`), and so do bytes and other buffers; a text
-    has the memory that its characters take. Lists, tuples, sets, mappings and dataclasses have what their
+    has the memory that its characters take. Lists, tuples, sets, dicts and dataclasses have what their
     members have, what is in them twice counted once; no more of them are looked at than it takes to exceed
     the limit. Of another object only its own memory is known (`sys.getsizeof`), not what it refers to.
     """
@@ -43,7 +44,8 @@ def exceeds(item: object, limit: int) -> bool:
 def _members(value: Any) -> Iterable[Any] | None:
     if isinstance(value, _CONTAINERS):
         return cast("Iterable[Any]", value)
-    if isinstance(value, Mapping):
+    # Not any mapping: some read from a disk what they are asked for.
+    if isinstance(value, (dict, UserDict, MappingProxyType)):
         mapping = cast("Mapping[Any, Any]", value)
         return [*mapping.keys(), *mapping.values()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
