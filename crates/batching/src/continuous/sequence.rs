@@ -183,8 +183,7 @@ impl Sequence {
         self.tokens.len() + usize::from(self.draws()) - self.start()
     }
 
-    /// Whether what it does after the step that runs hangs on what this brings: it comes to its end, or others begin
-    /// with it.
+    /// Whether the step that runs is its last, or lets others begin with it: it is not known to go on as it is.
     pub(super) fn is_open(&self) -> bool {
         self.draws() && (self.allowed() == 1 || self.forks > 0)
     }

@@ -3,12 +3,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, SendError, Sender};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 
 use trustformers_batching::continuous::{BlockCounts, SequenceId, StepPlan};
 
-use super::engine::Shared;
+use super::engine::{Closing, Shared};
 use super::seats::Mail;
 use super::trace::Span;
 
@@ -30,7 +30,8 @@ impl Report {
 
 /// The engine's side of the thread.
 pub(super) struct Clerk {
-    desk: Sender<Report>,
+    /// Has room for one report: an engine whose steps are shorter than telling of them waits.
+    desk: SyncSender<Report>,
     thread: JoinHandle<()>,
 }
 
@@ -40,15 +41,19 @@ impl Clerk {
     /// # Errors
     /// When there is no thread to be had.
     pub(super) fn start(name: &str, shared: Arc<Shared>) -> io::Result<Self> {
-        let (desk, reports) = mpsc::channel();
-        let body = move || reports.into_iter().for_each(|report| shared.attend(report));
+        let (desk, reports) = mpsc::sync_channel(1);
+        let body = move || {
+            // Where it panics, nobody must wait for what nobody says.
+            let _closing = Closing(&shared);
+            reports.into_iter().for_each(|report| shared.attend(report));
+        };
         let thread = thread::Builder::new().name(format!("{name} clerk")).spawn(body)?;
         Ok(Self { desk, thread })
     }
 
-    /// Leaves a report to the thread; gives it back where there is none any more.
-    pub(super) fn attend(&self, report: Report) -> Option<Report> {
-        self.desk.send(report).err().map(|SendError(report)| report)
+    /// Leaves a report to the thread. Where that is gone, all that it would have told have been told of their ends.
+    pub(super) fn attend(&self, report: Report) {
+        drop(self.desk.send(report));
     }
 
     /// Returns when all reports have been attended to.

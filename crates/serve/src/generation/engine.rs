@@ -229,7 +229,8 @@ struct Done {
     stepped: Stepped,
 }
 
-struct Closing<'a>(&'a Shared);
+/// Ends all that generates when it is dropped.
+pub(super) struct Closing<'a>(pub(super) &'a Shared);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -315,6 +316,7 @@ impl Shared {
             let began = self.clock.now();
             let stepped = steps.run(&plan, uses);
             let ended = self.clock.now();
+            self.metrics.step_ended(&plan, ended.since(began));
             last = Some(Done { span: Span { planned, began, ended }, plan, stepped });
         }
     }
@@ -337,7 +339,7 @@ impl Shared {
             }
             if !report.is_empty() {
                 let report = std::mem::take(&mut report);
-                MutexGuard::unlocked(&mut state, || self.leave(clerk, report));
+                MutexGuard::unlocked(&mut state, || clerk.attend(report));
                 continue;
             }
             if state.scheduler.is_draining() && !state.scheduler.has_work() {
@@ -348,15 +350,9 @@ impl Shared {
         };
         drop(state);
         if !report.is_empty() {
-            self.leave(clerk, report);
+            clerk.attend(report);
         }
         begun
-    }
-
-    fn leave(&self, clerk: &Clerk, report: Report) {
-        if let Some(report) = clerk.attend(report) {
-            self.attend(report);
-        }
     }
 
     /// Beside the step that runs: tells callers what the last one brought, and plans the next.
@@ -448,7 +444,6 @@ impl Shared {
         }
         let ended = state.scheduler.commit(now, outcome);
         mail.extend(state.ended(now, &ended, &failures, &self.trace));
-        self.metrics.step_ended(&plan, busy);
         Report { mail, step: Some((span, plan, state.scheduler.blocks())), failures }
     }
 

@@ -89,9 +89,9 @@ pub struct Trace {
     lives: Mutex<VecDeque<Life>>,
 }
 
-fn keep<T>(list: &Mutex<VecDeque<T>>, item: T) {
+fn keep<T>(list: &Mutex<VecDeque<T>>, most: usize, item: T) {
     let mut list = list.lock();
-    if list.len() == KEPT {
+    if list.len() == most {
         list.pop_front();
     }
     list.push_back(item);
@@ -139,15 +139,16 @@ impl Trace {
             predicted_us: plan.predicted.map(|predicted| predicted.as_secs_f64() * 1e6),
             blocks,
         };
-        keep(&self.steps, step);
+        keep(&self.steps, KEPT, step);
     }
 
     pub(super) fn aside(&self, aside: Aside) {
-        keep(&self.asides, aside);
+        // Two beside each step.
+        keep(&self.asides, 2 * KEPT, aside);
     }
 
     pub(super) fn life(&self, life: Life) {
-        keep(&self.lives, life);
+        keep(&self.lives, KEPT, life);
     }
 
     /// Steps and texts as events of Chrome's trace format, of process `process`, which is called `name`. `behind` is

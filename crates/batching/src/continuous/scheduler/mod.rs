@@ -243,6 +243,10 @@ impl Scheduler {
         let (last, due, cached_tokens) = (live.left == 0, live.due, live.cached_tokens);
         if last {
             self.requests.remove(&request);
+            if self.requests.is_empty() {
+                // Of nobody.
+                self.ahead = None;
+            }
             self.dues.remove(&(due, request));
         }
         match end {
@@ -300,6 +304,7 @@ impl Scheduler {
             && self.preempted.is_empty()
             && self.just_preempted.is_empty()
             && self.dues.is_empty()
+            && self.ahead.is_none()
             && self.queue.holds_nothing()
             && self.queued_sequences == 0
             && self.queued_output == 0

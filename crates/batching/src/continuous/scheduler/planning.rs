@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 
+use super::ahead::Ahead;
 use super::{Running, Scheduler};
 use crate::continuous::block_pool::BlockId;
 use crate::continuous::prefix_cache::ChainHash;
@@ -32,36 +33,46 @@ pub struct Scheduled {
 type Coming = HashSet<ChainHash, BuildHasherDefault<Multiply>>;
 
 /// A step in the making.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Draft {
     pub(super) work: Vec<Work>,
     pub(super) copies: Vec<(BlockId, BlockId)>,
     load: StepLoad,
     /// Tokens that it may still feed, and those of them that may be prompts'.
     left: usize,
-    pub(super) prompt_left: usize,
+    prompt_left: usize,
     /// Tokens of prompts that it may still score.
     score_left: usize,
+    /// Whether others got nothing for want of blocks, or wait for what somebody computes.
+    pub(super) contested: bool,
+}
+
+impl Draft {
+    /// One in which nobody is.
+    pub(super) fn of_copies(copies: Vec<(BlockId, BlockId)>) -> Self {
+        Self { copies, ..Self::default() }
+    }
+
+    /// Makes `to` a copy of `from` before the step.
+    fn copy(&mut self, from: BlockId, to: BlockId) {
+        // Whoever had it for a copy before has been preempted.
+        self.copies.retain(|&(_, other)| other != to);
+        self.copies.push((from, to));
+    }
 }
 
 impl Scheduler {
-    /// What to run next: what was planned ahead, as far as it stands, and what came since. Nothing runs before the
-    /// last plan was committed: the tokens that it draws are part of the next.
+    /// What to run next. Nothing runs before the last plan was committed: the tokens that it draws are part of the
+    /// next.
     pub fn schedule(&mut self, now: Time) -> Scheduled {
         let (ended, _) = self.expire(now);
         if self.step.is_some() || self.requests.is_empty() {
             return Scheduled { ended, plan: None };
         }
-        let ahead = self.ahead.take().unwrap_or_default();
-        let started = self.start_waiting(now, self.prompt_budget(self.decodes()));
-        let mut draft = self.draft();
-        self.resume_decodes(&ahead, &mut draft);
-        let resumed = draft.work.len();
-        self.plan_decodes(now, &mut draft);
-        draft.prompt_left = self.prompt_budget(draft.work.len());
-        let undisturbed = !started && draft.work.len() == resumed;
-        self.resume_prompts(ahead, undisturbed, &mut draft);
-        self.plan_prompts(now, &mut draft);
+        let ahead = self.ahead.take();
+        let decodes = self.running.iter().filter(|id| self.sequences[id].decodes()).count();
+        let started = self.start_waiting(now, self.prompt_budget(decodes));
+        let mut draft = self.resume(now, ahead, started);
         while draft.work.is_empty() && self.running.len() > 1 {
             // Prompts that have begun hold all blocks, and none can go on.
             let Some(victim) = self.victim(None) else { break };
@@ -71,18 +82,18 @@ impl Scheduler {
         Scheduled { ended, plan: self.seal(draft) }
     }
 
-    /// A step in which nobody is yet.
-    pub(super) fn draft(&self) -> Draft {
-        Draft { left: self.config.max_step_tokens as usize, score_left: SCORED_CHUNK, ..Draft::default() }
-    }
-
-    /// How many of those that run take one token in the next step.
-    pub(super) fn decodes(&self) -> usize {
-        self.running.iter().filter(|id| self.sequences[id].decodes()).count()
+    /// A step for those who run, with copies that are due.
+    pub(super) fn plan(&mut self, now: Time, copies: Vec<(BlockId, BlockId)>) -> Draft {
+        let left = self.config.max_step_tokens as usize;
+        let mut draft = Draft { left, score_left: SCORED_CHUNK, ..Draft::of_copies(copies) };
+        self.plan_decodes(now, &mut draft);
+        draft.prompt_left = self.prompt_budget(draft.work.len());
+        self.plan_prompts(now, &mut draft);
+        draft
     }
 
     /// The most tokens of prompts in a step in which so many decode.
-    pub(super) fn prompt_budget(&self, decodes: usize) -> usize {
+    fn prompt_budget(&self, decodes: usize) -> usize {
         let left = (self.config.max_step_tokens as usize).saturating_sub(decodes);
         match self.config.prefill_chunk {
             Some(chunk) if decodes > 0 => left.min(chunk.max(1) as usize),
@@ -92,6 +103,7 @@ impl Scheduler {
 
     fn seal(&mut self, draft: Draft) -> Option<StepPlan> {
         if draft.work.is_empty() {
+            self.ahead = Ahead::of_copies(draft);
             return None;
         }
         let id = StepId(self.next_step);
@@ -113,13 +125,9 @@ impl Scheduler {
         })
     }
 
-    /// Gives everyone who generates a token, but for those who have theirs already.
-    pub(super) fn plan_decodes(&mut self, now: Time, draft: &mut Draft) {
-        let lacks = |id: &SequenceId| {
-            let sequence = &self.sequences[id];
-            sequence.planned == 0 && sequence.decodes() && !sequence.is_open()
-        };
-        let decodes = self.running.iter().copied().filter(lacks);
+    fn plan_decodes(&mut self, now: Time, draft: &mut Draft) {
+        let takes_part = |id: &SequenceId| self.sequences[id].decodes() && !self.sequences[id].is_open();
+        let decodes = self.running.iter().copied().filter(takes_part);
         let mut decodes: Vec<_> = decodes.collect();
         if (self.pool.available() as usize) < decodes.len() {
             // Somebody may have to give way: best protected first, so that those planned are never victims.
@@ -132,14 +140,17 @@ impl Scheduler {
                     break;
                 }
                 // Itself, if nobody is less protected.
-                let Some(victim) = self.victim(None) else { break };
+                let Some(victim) = self.victim(None) else {
+                    draft.contested = true;
+                    break;
+                };
                 self.preempt_for_blocks(now, victim);
             }
         }
     }
 
     /// Feeds prompts that have places, most urgent first.
-    pub(super) fn plan_prompts(&mut self, now: Time, draft: &mut Draft) {
+    fn plan_prompts(&mut self, now: Time, draft: &mut Draft) {
         let sequences = &self.sequences;
         let lacks = |id: &SequenceId| sequences[id].planned == 0 && !sequences[id].is_open();
         let mut prompts: Vec<_> = self.running.iter().copied().filter(lacks).collect();
@@ -158,20 +169,26 @@ impl Scheduler {
             }
             self.extend_from_cache(id, draft);
             if self.awaits(id, &coming) {
+                draft.contested = true;
                 continue;
             }
             let chunk = self.chunk(now, id, draft);
-            if chunk > 0 && self.prepare(id, chunk, draft) {
-                self.feed(id, chunk, draft);
-                if !alone {
-                    self.announce(id, &mut coming);
-                }
+            if chunk == 0 {
+                continue;
+            }
+            if !self.prepare(id, chunk, draft) {
+                draft.contested = true;
+                continue;
+            }
+            self.feed(id, chunk, draft);
+            if !alone {
+                self.announce(id, &mut coming);
             }
         }
     }
 
     /// How many tokens of its prompt a sequence feeds: as time, budget and blocks allow.
-    fn chunk(&mut self, now: Time, id: SequenceId, draft: &Draft) -> usize {
+    fn chunk(&mut self, now: Time, id: SequenceId, draft: &mut Draft) -> usize {
         let sequence = &self.sequences[&id];
         let (start, mut most) = (sequence.start(), sequence.pending().min(draft.prompt_left));
         if !sequence.may_share(start + most) {
@@ -185,6 +202,7 @@ impl Scheduler {
         }
         loop {
             let room = self.room(id).saturating_sub(start);
+            draft.contested |= room < chunk;
             if room > 0 || chunk == 0 {
                 return chunk.min(room);
             }
@@ -233,7 +251,7 @@ impl Scheduler {
 
     /// Gives the sequence blocks for its next `count` tokens, all its own to write; false, and nothing
     /// changed, where there are not enough.
-    pub(super) fn prepare(&mut self, id: SequenceId, count: usize, draft: &mut Draft) -> bool {
+    fn prepare(&mut self, id: SequenceId, count: usize, draft: &mut Draft) -> bool {
         let sequence = &self.sequences[&id];
         let shared = self.shared_block(sequence);
         let needed = blocks_for((sequence.start() + count) as u64, self.config.block_size) as usize;
@@ -245,7 +263,7 @@ impl Scheduler {
         if let Some(index) = shared
             && let Some(own) = self.pool.take()
         {
-            draft.copies.push((sequence.blocks[index], own));
+            draft.copy(sequence.blocks[index], own);
             self.pool.release(std::mem::replace(&mut sequence.blocks[index], own));
             sequence.shared = sequence.shared.min(index);
         }
@@ -255,7 +273,7 @@ impl Scheduler {
         true
     }
 
-    pub(super) fn feed(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
+    fn feed(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let start = sequence.start();
         let samples = count == sequence.pending();
@@ -309,7 +327,7 @@ impl Scheduler {
             }
             // All of it is there: of a copy only the last token is fed again.
             if let Some(own) = self.pool.take() {
-                draft.copies.push((found, own));
+                draft.copy(found, own);
                 sequence.blocks.push(own);
                 sequence.computed = end - 1;
             }

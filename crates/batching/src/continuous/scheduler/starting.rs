@@ -71,7 +71,7 @@ impl Scheduler {
         if self.fits(id, None) {
             return true;
         }
-        if !self.config.preemption || self.step.is_some() || !self.fits(id, Some(rank)) {
+        if !self.config.preemption || !self.fits(id, Some(rank)) {
             return false;
         }
         while let Some(victim) = self.victim(Some(rank)) {

@@ -1,11 +1,12 @@
 //! Planning while a step runs: the same as planning after it, but for what the step's end brings.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::world::{Checked, World, config, request};
+use super::world::{Known, World, config, request};
 use crate::continuous::{ContinuousConfig, Request, SequenceId, StepPlan};
 use crate::entry::Priority;
 
@@ -96,13 +97,32 @@ fn what_comes_after_gets_what_the_planned_leave() {
 }
 
 #[test]
-fn sequences_that_begin_alike_wait_for_what_the_step_that_runs_computes() {
-    let mut world = World::new(ContinuousConfig { max_step_tokens: 12, ..config() });
-    let first = world.admit(request(0..12, 5));
-    let second = world.admit(request((0..12).chain([99]), 5));
-    begin(&mut world);
-    end(&mut world);
-    assert_eq!(fed(&mut world), [(first, 1), (second, 1)], "all but the last is shared");
+fn sequences_that_begin_alike_wait_for_what_steps_that_run_compute() {
+    let mut world = World::new(ContinuousConfig { max_step_tokens: 8, ..config() });
+    let first = world.admit(request(0..16, 5));
+    let second = world.admit(request((0..16).chain([99]), 5));
+    for step in [vec![(first, 8)], vec![(first, 8)], vec![(first, 1), (second, 1)]] {
+        assert_eq!(fed(&mut world), step);
+        world.scheduler.plan_ahead(world.now);
+        end(&mut world);
+    }
+}
+
+#[test]
+fn what_waits_while_a_prompt_is_computed_is_told_how_long_that_takes() {
+    let mut world = World::new(ContinuousConfig { max_step_tokens: 64, ..config() });
+    for own in 0..20 {
+        world.admit(request(own * 100..own * 100 + 40, 2));
+        world.run();
+    }
+    world.admit(request(5_000..5_060, 2));
+    let waiting = world.scheduler.predicted_drain().unwrap();
+    world.schedule().unwrap();
+    let running = world.scheduler.predicted_drain().unwrap();
+    assert!(
+        running.abs_diff(waiting) < waiting / 20,
+        "{waiting:?} while it waits, {running:?} while it runs"
+    );
 }
 
 #[test]
@@ -115,46 +135,75 @@ fn the_others_of_a_request_begin_with_copies_of_their_own() {
     assert_eq!(world.plan.as_ref().unwrap().copies.len(), 2);
 }
 
-/// Prompts of so many tokens, of a priority each.
-fn crowd() -> impl Strategy<Value = Vec<(u32, usize)>> {
-    prop::collection::vec((1_u32..30, 0_usize..4), 1..7)
+/// What sequences draw: the same whoever is beside them.
+fn draw(id: SequenceId, known: &Known) -> (u32, bool) {
+    let mixed = (id.0 << 20 ^ known.tokens.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    (mixed as u32 % 2, mixed.is_multiple_of(11))
 }
 
-/// Who feeds how much in each step, until the first sequence is at its end.
-fn steps(
+/// Prompts that come before a step each: how many tokens that all have in common and how many of its own, how many
+/// sequences, and how urgent.
+fn crowd() -> impl Strategy<Value = Vec<(u32, u32, u32, usize)>> {
+    prop::collection::vec(
+        (0_u32..9, 1_u32..12, prop_oneof![4 => Just(1_u32), 1 => 2_u32..4], 0_usize..4),
+        1..20,
+    )
+}
+
+/// Who feeds how much in each step, and who gives way before it.
+type Story = Vec<(BTreeMap<SequenceId, usize>, Vec<SequenceId>)>;
+
+fn story(
     config: ContinuousConfig,
-    crowd: &[(u32, usize)],
+    crowd: &[(u32, u32, u32, usize)],
     ahead: bool,
-) -> Result<Vec<Vec<(SequenceId, usize)>>, TestCaseError> {
+) -> Result<Story, TestCaseError> {
     let mut world = World::new(config);
-    for (own, &(tokens, priority)) in (0..).step_by(100).zip(crowd) {
-        let priority = Priority::DESCENDING[priority];
-        world.admit(Request { priority, ..request(own..own + tokens, 12) });
-    }
-    let mut steps = Vec::new();
-    while world.ended.is_empty() {
-        world.schedule()?;
-        steps.extend(world.plan.as_ref().map(who));
+    let mut crowd = (0..).step_by(100).zip(crowd);
+    let mut story = Vec::new();
+    loop {
         if ahead {
             world.scheduler.plan_ahead(world.now);
         }
-        world.commit(Duration::from_millis(1), |_, _| Some((7, false)))?;
+        // While the step runs.
+        let next = crowd.next();
+        if let Some((number, &(common, own, sequences, priority))) = next {
+            let prompt = (0..common).chain(1_000 + number..1_000 + number + own);
+            let priority = Priority::DESCENDING[priority];
+            // The smallest pools cannot hold all.
+            drop(world.submit(Request { priority, sequences, ..request(prompt, 12) }));
+        }
+        world.commit(Duration::from_millis(1), |id, known| Some(draw(id, known)))?;
+        world.schedule()?;
+        // Those who decode may be in another order.
+        let by_name = |plan: &StepPlan| BTreeMap::from_iter(who(plan));
+        story.extend(world.plan.as_ref().map(|plan| (by_name(plan), plan.preempted.clone())));
+        if next.is_none() && world.plan.is_none() {
+            prop_assert!(world.scheduler.remembers_nothing());
+            return Ok(story);
+        }
     }
-    Ok(steps)
-}
-
-fn same(config: ContinuousConfig, crowd: &[(u32, usize)]) -> Checked {
-    prop_assert_eq!(steps(config.clone(), crowd, true)?, steps(config, crowd, false)?);
-    Ok(())
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
     #[test]
-    fn as_long_as_nobody_comes_or_ends_it_changes_nothing(
-        crowd in crowd(), max_step_tokens in 2_u32..40, max_sequences in 1_u32..8,
-        chunk in prop::option::of(1_u32..10),
+    fn it_changes_nothing_of_what_is_run_and_of_who_gives_way(
+        crowd in crowd(), blocks in 6_u32..40, max_step_tokens in 2_u32..40, max_sequences in 1_u32..8,
+        prefill_chunk in prop::option::of(1_u32..10), preemption in any::<bool>(),
     ) {
-        let config = ContinuousConfig { max_step_tokens, max_sequences, prefill_chunk: chunk, ..config() };
-        same(config, &crowd)?;
+        // With a cache, blocks that are taken early may be others than those taken late.
+        let config = ContinuousConfig {
+            blocks, max_step_tokens, max_sequences, prefill_chunk, preemption, prefix_caching: false, ..config()
+        };
+        prop_assert_eq!(story(config.clone(), &crowd, true)?, story(config, &crowd, false)?);
+    }
+
+    #[test]
+    fn with_room_for_all_it_shares_the_same(crowd in crowd(), max_step_tokens in 2_u32..40) {
+        // Without preemption: a block taken early may make another the one that gives way.
+        let config = ContinuousConfig { blocks: 2_000, max_step_tokens, preemption: false, ..config() };
+        prop_assert_eq!(story(config.clone(), &crowd, true)?, story(config, &crowd, false)?);
     }
 }
