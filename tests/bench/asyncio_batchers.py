@@ -7,9 +7,10 @@ python -m pip install --target .bench/flyte flyte
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,13 @@ class TimedBatcher(QueueBatcher):
 
 
 @asynccontextmanager
-async def bare() -> AsyncIterator[Call]:
+async def bare() -> AsyncGenerator[Call]:
     """Bare futures in the place of a batcher."""
     yield bare_future
 
 
 @asynccontextmanager
-async def queue_batcher(kind: type[QueueBatcher]) -> AsyncIterator[Call]:
+async def queue_batcher(kind: type[QueueBatcher]) -> AsyncGenerator[Call]:
     """A batcher of plain asyncio."""
     batcher = kind()
     yield batcher.call
@@ -120,7 +121,7 @@ async def queue_batcher(kind: type[QueueBatcher]) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def streamed(batcher: Any) -> AsyncIterator[Call]:
+async def streamed(batcher: Any) -> AsyncGenerator[Call]:
     """A batcher whose `submit` gives a future: ours, or Flyte's."""
     async with batcher:
         submit = batcher.submit
@@ -131,19 +132,19 @@ async def streamed(batcher: Any) -> AsyncIterator[Call]:
         yield call
 
 
-def flyte_batcher(folder: Path) -> Any:
+def flyte_batcher(folder: Path) -> Callable[..., Any] | None:
     """Flyte's `TokenBatcher`, or None where the folder has none."""
     if not folder.is_dir():
         return None
     sys.path.insert(0, str(folder))
     try:
-        from flyte.extras import TokenBatcher  # pyright: ignore # noqa: PGH003
+        found: Any = importlib.import_module("flyte.extras")
     except ImportError as error:
         print(f"Flyte cannot be imported from {folder}: {error}")
         return None
     finally:
         sys.path.remove(str(folder))
-    return TokenBatcher
+    return found.TokenBatcher
 
 
 def contestants(flyte: Path) -> dict[str, Callable[[], AbstractAsyncContextManager[Call]]]:
