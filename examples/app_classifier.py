@@ -78,8 +78,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.once:
         asyncio.run(try_it())
-    else:
-        app.serve(host="127.0.0.1", port=options.port)
+        return
+    with app.serve(host="127.0.0.1", port=options.port, block=False) as server:
+        print(f"serving digit, explain and rows on {server.url}", flush=True)
+        server.wait()
 
 
 if __name__ == "__main__":
