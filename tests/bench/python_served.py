@@ -29,28 +29,32 @@ FEATURES = [round(0.37 * (index % 5) - 0.5, 3) for index in range(len(WEIGHTS))]
 
 
 class Served(Program):
-    """`served_app.py` in the environment of whoever serves, and the `url` to post to."""
+    """A program that serves `score`, in the environment of whoever serves, and the `url` to post to."""
 
-    def __init__(self, name: str, kind: str, workers: int, python: Path, path: str) -> None:
-        port = free_port()
+    def __init__(self, name: str, python: Path, command: Sequence[str], path: str) -> None:
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}{path}"
-        command = [python, HERE / "served_app.py", kind, str(port), str(workers)]
-        if kind.startswith("mosec"):
-            command += [f"--port={port}", "--address=127.0.0.1", "--timeout=30000"]
-        super().__init__(name, command)
+        script, *arguments = command
+        arguments = [argument.replace("PORT", port) for argument in arguments]
+        super().__init__(name, [python, HERE / script, *arguments])
 
 
 def contenders() -> list[Served]:
     """Everybody, not yet started."""
     here = Path(sys.executable)
-    path = "/models/score/predict"
     mosec = environment("mosec", HERE / "peers.txt") / "bin" / "python"
-    lit = environment("litserve", HERE / "litserve.txt") / "bin" / "python"
-    made = [Served(f"this, {kind}", kind, 1, here, path) for kind in ("register", "autobatch", "batch")]
+    litserve = environment("litserve", HERE / "litserve.txt") / "bin" / "python"
+    made = [
+        Served(f"this, {kind}", here, ["served_app.py", kind, "PORT"], "/models/score/predict")
+        for kind in ("register", "autobatch", "batch")
+    ]
     for workers in sorted({1, CORES}):
-        made.append(Served(f"mosec {workers}", "mosec", workers, mosec, "/inference"))
-        made.append(Served(f"mosec {workers} batched", "mosec-batch", workers, mosec, "/inference"))
-        made.append(Served(f"litserve {workers}", "litserve", workers, lit, "/predict"))
+        count = str(workers)
+        for kind, name in (("one", f"mosec {count}"), ("many", f"mosec {count} batched")):
+            flags = ["--port=PORT", "--address=127.0.0.1", "--timeout=30000"]
+            made.append(Served(name, mosec, ["served_mosec.py", kind, count, *flags], "/inference"))
+        command = ["served_litserve.py", count, "PORT"]
+        made.append(Served(f"litserve {count}", litserve, command, "/predict"))
     return made
 
 

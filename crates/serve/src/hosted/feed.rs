@@ -151,7 +151,9 @@ mod tests {
         let called = Arc::new(AtomicUsize::new(0));
         let count = || {
             let called = Arc::clone(&called);
-            move || drop(called.fetch_add(1, Ordering::Relaxed))
+            move || {
+                called.fetch_add(1, Ordering::Relaxed);
+            }
         };
         for _ in 0..PIECES {
             assert!(feed.try_put(vec![1], count()).is_ok());
@@ -171,7 +173,10 @@ mod tests {
         }
         let called = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&called);
-        let refused = feed.try_put(vec![2], move || drop(count.fetch_add(1, Ordering::Relaxed)));
+        let room = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let refused = feed.try_put(vec![2], room);
         assert_eq!(refused, Err(Full::Now(vec![2])));
         drop(stream);
         assert_eq!(called.load(Ordering::Relaxed), 1);

@@ -379,7 +379,8 @@ mod tests {
         ] {
             for (format, body) in both(&json!({ "timeout_ms": 5, "data": item, "priority": "high" })) {
                 let call = format.parse_raw(&body, Target::Path, 1).unwrap();
-                assert_eq!(call.items.iter().map(|i| shown(format, i)).collect::<Vec<_>>(), [item.clone()]);
+                let [found] = call.items.as_slice() else { panic!("one item") };
+                assert_eq!(shown(format, found), item);
                 assert_eq!((call.many, call.timeout_ms), (false, Some(5)));
                 assert_eq!(call.priority, Some(Priority::High));
             }
