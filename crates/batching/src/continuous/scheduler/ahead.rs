@@ -8,6 +8,7 @@ use super::Scheduler;
 use super::planning::Draft;
 use crate::continuous::block_pool::BlockId;
 use crate::continuous::sequence::{SequenceId, State, blocks_for};
+use crate::continuous::step::Work;
 use crate::time::Time;
 
 /// A plan for the step after the one that runs.
@@ -59,11 +60,25 @@ impl Scheduler {
         let Some(Ahead { draft, running }) = ahead else { return self.plan(now, Vec::new()) };
         let runs = |id| self.sequences.get(&id).is_some_and(|sequence| sequence.state == State::Running);
         let all_go_on = draft.work.iter().all(|work| runs(work.sequence));
-        if !started && running == self.running.len() && all_go_on && !draft.work.is_empty() {
+        let undisturbed = !started && running == self.running.len() && all_go_on;
+        if undisturbed && !draft.work.is_empty() && !draft.work.iter().any(|work| self.is_known(work)) {
             return self.complete(draft);
         }
         let copies = self.give_up(draft);
         self.plan(now, copies)
+    }
+
+    /// Whether others have computed the block that a prompt goes on with.
+    fn is_known(&mut self, work: &Work) -> bool {
+        let (start, size) = (work.start as usize, self.config.block_size as usize);
+        let (index, end) = (start / size, start / size * size + size);
+        let Some(sequence) = self.sequences.get_mut(&work.sequence) else { return false };
+        let aligned = start.is_multiple_of(size) && sequence.known == index;
+        if !aligned || end > sequence.tokens.len() || !sequence.may_share(end) || !self.pool.remembers() {
+            return false;
+        }
+        let hash = sequence.hash(index, size);
+        self.pool.find(hash, sequence.parent(index), &sequence.tokens[start..end]).is_some()
     }
 
     /// Fills in what the last step has drawn and computed.

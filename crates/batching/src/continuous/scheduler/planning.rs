@@ -43,7 +43,7 @@ pub(super) struct Draft {
     prompt_left: usize,
     /// Tokens of prompts that it may still score.
     score_left: usize,
-    /// Whether others got nothing for want of blocks, or wait for what somebody computes.
+    /// Whether, while a step runs, it cannot be said what somebody is to get.
     pub(super) contested: bool,
 }
 
@@ -158,7 +158,7 @@ impl Scheduler {
             return;
         }
         prompts.sort_unstable_by_key(|id| (Reverse(sequences[id].rank), *id));
-        let mut coming = self.coming();
+        let mut coming = Coming::default();
         let alone = prompts.len() == 1;
         for id in prompts {
             if draft.prompt_left == 0 {
@@ -167,9 +167,13 @@ impl Scheduler {
             if self.sequences[&id].state != State::Running {
                 continue;
             }
+            if self.step.is_some() && self.sequences[&id].fed == 0 {
+                // What it can share may just be computed.
+                draft.contested = true;
+                break;
+            }
             self.extend_from_cache(id, draft);
             if self.awaits(id, &coming) {
-                draft.contested = true;
                 continue;
             }
             let chunk = self.chunk(now, id, draft);
@@ -354,16 +358,6 @@ impl Scheduler {
             && (index + 1) * size <= sequence.tokens.len()
             && sequence.may_share((index + 1) * size)
             && coming.contains(&sequence.hash(index, size))
-    }
-
-    /// What the step that runs feeds and nobody can find before it has ended.
-    fn coming(&mut self) -> Coming {
-        let mut coming = Coming::default();
-        let runs = self.step.iter().flat_map(|step| &step.work).copied();
-        for id in runs.collect::<Vec<_>>() {
-            self.announce(id, &mut coming);
-        }
-        coming
     }
 
     /// Others that begin alike may wait for the full blocks that the sequence has yet to feed.

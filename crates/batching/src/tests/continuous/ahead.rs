@@ -189,21 +189,27 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_changes_nothing_of_what_is_run_and_of_who_gives_way(
+    fn it_changes_nothing_of_what_is_run(
         crowd in crowd(), blocks in 6_u32..40, max_step_tokens in 2_u32..40, max_sequences in 1_u32..8,
-        prefill_chunk in prop::option::of(1_u32..10), preemption in any::<bool>(),
+        prefill_chunk in prop::option::of(1_u32..10), prefix_caching in any::<bool>(),
     ) {
-        // With a cache, blocks that are taken early may be others than those taken late.
+        // With a cache, blocks for all: those that are taken early may be others than those taken late.
+        let blocks = if prefix_caching { 2_000 } else { blocks };
         let config = ContinuousConfig {
-            blocks, max_step_tokens, max_sequences, prefill_chunk, preemption, prefix_caching: false, ..config()
+            blocks, max_step_tokens, max_sequences, prefill_chunk, preemption: false, prefix_caching, ..config()
         };
         prop_assert_eq!(story(config.clone(), &crowd, true)?, story(config, &crowd, false)?);
     }
 
     #[test]
-    fn with_room_for_all_it_shares_the_same(crowd in crowd(), max_step_tokens in 2_u32..40) {
-        // Without preemption: a block taken early may make another the one that gives way.
-        let config = ContinuousConfig { blocks: 2_000, max_step_tokens, preemption: false, ..config() };
+    fn it_changes_nothing_of_who_gives_way_where_blocks_run_out(
+        crowd in crowd(), blocks in 6_u32..20, max_step_tokens in 2_u32..40, max_sequences in 1_u32..8,
+    ) {
+        let alone = |&(common, own, _, priority)| (common, own, 1, priority);
+        let crowd: Vec<_> = crowd.iter().map(alone).collect();
+        let config = ContinuousConfig {
+            blocks, max_step_tokens, max_sequences, priorities: false, prefix_caching: false, ..config()
+        };
         prop_assert_eq!(story(config.clone(), &crowd, true)?, story(config, &crowd, false)?);
     }
 }
