@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -163,6 +164,44 @@ def test_a_function_may_bring_records_to_its_own_batcher() -> None:
         async with batcher:
             assert await soon(asyncio.gather(*await batcher.submit_batch(range(3)))) == [0, 1, 2]
             assert await soon(asyncio.gather(*brought)) == [3, 4, 5]
+
+    asyncio.run(main())
+
+
+def test_a_function_runs_in_the_context_in_which_the_batcher_was_started() -> None:
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose")
+
+    def look(records: list[int]) -> list[str]:
+        return [whose.get()] * len(records)
+
+    async def main(function: Any) -> None:
+        whose.set("the batcher's")
+        async with ts.DynamicBatcher[int, str](function, **LIMITS) as batcher:
+            whose.set("the caller's")
+            futures = await batcher.submit_batch(range(3))
+            assert await soon(asyncio.gather(*futures)) == ["the batcher's"] * 3
+
+    for function in both(look):
+        asyncio.run(main(function))
+
+
+def test_a_loop_that_makes_no_task_fails_the_batch_and_goes_on() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = ts.DynamicBatcher(twice, **LIMITS)
+        await batcher.start()
+        loop.set_task_factory(refuse)
+        futures = await batcher.submit_batch(range(6))
+        await asyncio.wait(futures)
+        loop.set_task_factory(None)
+        last = await batcher.submit(7)
+        await batcher.stop()
+        assert [str(future.exception()) for future in futures] == ["no more tasks"] * 6
+        assert last.result() == 14
+
+    def refuse(loop: asyncio.AbstractEventLoop, coroutine: Any, **_: Any) -> Any:
+        coroutine.close()
+        raise MemoryError("no more tasks")
 
     asyncio.run(main())
 

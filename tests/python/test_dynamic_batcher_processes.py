@@ -153,7 +153,7 @@ async def endless_task(records): await asyncio.sleep(3600)
 def run(code: str) -> tuple[str, float]:
     began = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", HEAD + code],
+        [sys.executable, "-c", HEAD + code],
         capture_output=True,
         text=True,
         check=False,

@@ -50,6 +50,15 @@ struct Running {
     cost: u64,
 }
 
+impl Running {
+    fn fail(&self, py: Python<'_>, error: &Py<PyAny>) {
+        for record in &self.records {
+            // Fails where the caller left meanwhile.
+            drop(settle(record.future.bind(py), Answer::Error(error.clone_ref(py))));
+        }
+    }
+}
+
 struct State {
     stream: Stream<Record>,
     /// In order of arrival.
@@ -168,7 +177,8 @@ impl RecordStream {
         let now = stream.clock.now();
         let mut state = stream.state.lock();
         if !state.open {
-            return Err(not_running());
+            drop(state);
+            return Err(error::closed("the batcher is not running: it was stopped"));
         }
         let entering = Record { value: record.unbind(), future: future.clone().unbind(), cost };
         let refused = match state.waiters.is_empty() {
@@ -209,12 +219,12 @@ impl RecordStream {
         let running = std::mem::take(&mut stream.state.lock().running);
         match answers(stream.function.bind(py), results, running.records.len()) {
             Ok(answers) => {
-                Self::end(this, Outcome::Completed, &running)?;
+                let went_on = Self::end(this, Outcome::Completed, &running);
                 for (record, answer) in running.records.iter().zip(answers) {
                     // Fails where the caller left meanwhile.
                     drop(settle(record.future.bind(py), answer));
                 }
-                Ok(())
+                went_on
             }
             Err(message) => {
                 let error = error::results(message).into_value(py).into_any();
@@ -314,22 +324,12 @@ impl RecordStream {
         let (py, stream) = (this.py(), this.get());
         Self::admit(this)?;
         while let Some(records) = stream.started() {
-            let (wanted, unwanted) = split(py, records);
-            drop(unwanted);
-            let values = PyList::new(py, wanted.iter().map(|record| &record.value))?;
-            let cost = wanted.iter().fold(0, |sum: u64, record| sum.saturating_add(record.cost));
-            let empty = wanted.is_empty();
-            let running = Running { records: wanted, cost };
-            if empty {
-                stream.state.lock().stream.complete(stream.clock.now(), Outcome::Completed, 0, 0);
-                Self::admit(this)?;
-                continue;
+            if Self::begin(this, records)? {
+                break;
             }
-            stream.state.lock().running = running;
-            stream.begin.call1(py, (this, values))?;
             Self::admit(this)?;
-            break;
         }
+        Self::admit(this)?;
         let now = stream.clock.now();
         let mut state = stream.state.lock();
         let drained = if state.is_drained() {
@@ -345,6 +345,28 @@ impl RecordStream {
             drop(settle(drained.bind(py), Answer::Result(py.None())));
         }
         Self::ask(this, &wanted, now)
+    }
+
+    /// Has a batch run; false where it ended at once, because nobody wants it or it cannot be begun.
+    fn begin(this: &Bound<'_, Self>, records: Vec<Record>) -> PyResult<bool> {
+        let (py, stream) = (this.py(), this.get());
+        let (wanted, unwanted) = split(py, records);
+        drop(unwanted);
+        let end = |outcome, records, cost| {
+            stream.state.lock().stream.complete(stream.clock.now(), outcome, records, cost);
+        };
+        if wanted.is_empty() {
+            end(Outcome::Completed, 0, 0);
+            return Ok(false);
+        }
+        let values = PyList::new(py, wanted.iter().map(|record| &record.value))?;
+        let cost = wanted.iter().fold(0, |sum: u64, record| sum.saturating_add(record.cost));
+        stream.state.lock().running = Running { records: wanted, cost };
+        let Err(error) = stream.begin.call1(py, (this, values)) else { return Ok(true) };
+        let running = std::mem::take(&mut stream.state.lock().running);
+        end(Outcome::Failed, running.records.len() as u64, running.cost);
+        running.fail(py, &error.into_value(py).into_any());
+        Ok(false)
     }
 
     fn started(&self) -> Option<Vec<Record>> {
@@ -386,11 +408,9 @@ impl RecordStream {
 
     fn end_failed(this: &Bound<'_, Self>, running: &Running, error: &Py<PyAny>) -> PyResult<()> {
         let py = this.py();
-        Self::end(this, Outcome::Failed, running)?;
-        for record in &running.records {
-            drop(settle(record.future.bind(py), Answer::Error(error.clone_ref(py))));
-        }
-        Ok(())
+        let went_on = Self::end(this, Outcome::Failed, running);
+        running.fail(py, error);
+        went_on
     }
 }
 
@@ -406,10 +426,6 @@ fn is_done(future: &Bound<'_, PyAny>) -> bool {
 
 fn clamped(cost: u64) -> u32 {
     u32::try_from(cost).unwrap_or(u32::MAX)
-}
-
-fn not_running() -> PyErr {
-    error::closed("the batcher is not running: it was stopped")
 }
 
 fn lost(py: Python<'_>) -> Py<PyAny> {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import queue
@@ -39,13 +40,15 @@ def check_function(batcher: str, function: Any) -> None:
 
 def begin(
     loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context,
     call: Callable[[list[Any]], Any],
     thread: FunctionThread | None,
     core: _core.RecordStream,
     records: list[Any],
 ) -> None:
     """Begins to run a batch, and has the core told when it has ended."""
-    task = loop.create_task(_called(call, records))
+    # Not in the context of the caller whose record happened to be the last.
+    task = context.run(loop.create_task, _called(call, records))
     task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
 
 
@@ -111,10 +114,11 @@ class FunctionThread:
         future: asyncio.Future[Any] = loop.create_future()
         if self._thread is None:
             self._thread = threading.Thread(
-                target=_work, args=(self._batches, self.function), name="trustformers-records", daemon=True
+                target=_work, args=(self._batches,), name="trustformers-records", daemon=True
             )
             self._thread.start()
-        self._batches.put((loop, future, records))
+        function = functools.partial(contextvars.copy_context().run, self.function)
+        self._batches.put((loop, future, function, records))
         results = await future
         return await results if inspect.isawaitable(results) else results
 
@@ -125,24 +129,26 @@ class FunctionThread:
             self._thread.join()
 
 
-_Batch = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", list[Any]]
+_Batch = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[list[Any]], Any], list[Any]]
 
 
-def _work(batches: queue.SimpleQueue[_Batch | None], function: Callable[[list[Any]], Any]) -> None:
+def _work(batches: queue.SimpleQueue[_Batch | None]) -> None:
     while (batch := batches.get()) is not None:
-        loop, future, records = batch
+        loop, future, function, records = batch
         try:
             end = functools.partial(_set_result, future, function(records))
-        except BaseException as error:  # noqa: BLE001 - the callers of the batch raise it
-            # What would end the loop if it came out of one of its tasks is its callers' alone.
-            failure = error if isinstance(error, Exception) else _failure(function, error)
+        except Exception as error:  # noqa: BLE001 - the callers of the batch raise it
+            end = functools.partial(_set_exception, future, error)
+        except BaseException as error:  # noqa: BLE001 - what would end the loop is its callers' alone
+            failure = ExecutorError(f"the function raised {error!r}")
+            failure.__cause__ = error
             end = functools.partial(_set_exception, future, failure)
             del failure
         # A closed loop has nobody who waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(end)
         # Nothing of a batch is kept while the next one is awaited.
-        del batch, future, records, end
+        del batch, future, function, records, end
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

@@ -7,6 +7,7 @@ calls, as tasks of the loop or on a thread.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import math
 import os
@@ -184,7 +185,9 @@ class DynamicBatcher(Generic[T, R]):
         thread = None if is_coroutine_function(self._function) else FunctionThread(self._function)
         call = self._function if thread is None else thread.call
         self._loop = loop
-        self._core = self._make(loop, self._function, functools.partial(begin, loop, call, thread))
+        self._core = self._make(
+            loop, self._function, functools.partial(begin, loop, contextvars.copy_context(), call, thread)
+        )
         self._thread = thread
         if thread is not None:
             # Also where nobody stops it: the core lives while anything is queued.
