@@ -1,7 +1,8 @@
-"""`Batcher` beside what it is made against, each item through the scheduler: make bench-python.
+"""`Batcher` and `DynamicBatcher` beside what they are made against: make bench-python.
 
-Closed-loop threads are beside the same threads that hand their items to one worker under a bare lock and
-condition; asyncio callers beside the bare round trip of a future, without any logic.
+Each item goes through the scheduler. Closed-loop threads are beside the same threads that hand their items
+to one worker under a bare lock and condition; asyncio callers beside the bare round trip of a future, without
+any logic, and beside batchers of plain asyncio.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
+import asyncio_batchers
 import trustformers_serve as ts
+from asyncio_batchers import gather
 
 
 def double(items: list[int]) -> list[int]:
@@ -86,28 +89,17 @@ class HandOff:
                 lock.release()
 
 
-async def gather(call: Callable[[int], Awaitable[int]], callers: int, items: int) -> float:
-    """Items a second of so many tasks, each of which sends its next item when it has its answer."""
-
-    async def send(start: int) -> None:
-        for item in range(start, start + items // callers):
-            if await call(item) != item * 2:
-                raise RuntimeError("somebody got another's result")
-
-    began = time.perf_counter()
-    await asyncio.gather(*(send(index * items) for index in range(callers)))
-    return items / (time.perf_counter() - began)
+TARGETS = [
+    ("Batcher.map", None, 100_000.0),
+    ("Batcher, 32 threads", "hand-off, 32 threads", 0.8),
+    ("Batcher, 1,000 tasks", "bare future, 1,000 tasks", 0.8),
+    ("DynamicBatcher, 1,000 tasks", "bare future, 1,000 tasks", 0.8),
+    ("DynamicBatcher, 1,000 tasks", "wait_for per record, 1,000 tasks", 2.0),
+]
+"""What is wanted of a rate, by itself or beside another's of the same round."""
 
 
-async def bare_future(item: int) -> int:
-    """The round trip of a future and nothing else."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[int] = loop.create_future()
-    loop.call_soon(future.set_result, item * 2)
-    return await future
-
-
-def measure(items: int) -> dict[str, float]:
+def measure(items: int, flyte: Path) -> dict[str, float]:
     """Items a second by what was measured, side by side."""
     found: dict[str, float] = {}
     for threads in (32, 512):
@@ -125,9 +117,23 @@ def measure(items: int) -> dict[str, float]:
         batcher.map(range(4 * items), double)
         found["Batcher.map"] = 4 * items / (time.perf_counter() - began)
         arun = batcher.arun
-        found["bare future, 1,000 tasks"] = asyncio.run(gather(bare_future, 1000, items))
         found["Batcher, 1,000 tasks"] = asyncio.run(gather(lambda item: arun(item, double), 1000, items))
-    return found
+    return found | asyncio.run(asyncio_batchers.measure(flyte, 1000, items))
+
+
+def report(rounds: list[dict[str, float]]) -> None:
+    """Prints medians with their ranges, and what became of the targets."""
+
+    def line(name: str, values: list[float]) -> str:
+        values.sort()
+        return f"{name:48} {values[len(values) // 2]:12,.2f}   ({values[0]:,.2f} to {values[-1]:,.2f})"
+
+    for name in rounds[0]:
+        print(line(name, [found[name] for found in rounds]))
+    for name, beside, target in TARGETS:
+        shares = [found[name] / (1 if beside is None else found[beside]) for found in rounds]
+        of = name if beside is None else f"{name} / {beside}"
+        print(line(of, shares), f" target {target:,}")
 
 
 def main() -> None:
@@ -135,15 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=64_000, help="items in each measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--flyte", type=Path, default=Path(".bench/flyte"), help="a folder that has Flyte's package"
+    )
     parser.add_argument("--json", type=Path, help="where to write the rounds")
     options = parser.parse_args()
     rounds: list[dict[str, float]] = []
     for number in range(options.rounds):
-        rounds.append(measure(options.items))
+        rounds.append(measure(options.items, options.flyte))
         print(f"round {number + 1} of {options.rounds} done", flush=True)
-    for name in rounds[0]:
-        values = sorted(found[name] for found in rounds)
-        print(f"{name:32} {values[len(values) // 2]:14,.2f}   ({values[0]:,.2f} to {values[-1]:,.2f})")
+    report(rounds)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rounds, indent=2) + "\n")

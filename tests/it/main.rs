@@ -5,7 +5,7 @@
 //! - `routes`, `predict`, `inference`, `embeddings`, `models`, `health`, `metrics`: what is answered
 //! - `generation_errors`, `generation_keys`, `generation_life`: what goes wrong with texts, settings, reloads
 //! - `completions`: text that is generated, whole and as it grows
-//! - `chats`, `tokens`: conversations with language models, and what they make of texts
+//! - `chats`, `responses`, `tokens`: conversations with language models, and what they make of texts
 //! - `errors`, `malformed`, `heads`, `clients`: what is refused, and who misbehaves
 //! - `timeouts`, `limits`, `batching`, `padding`, `cancellation`, `replay`:
 //!   what waits, in which order, for how long
@@ -50,6 +50,7 @@ mod predict;
 mod reloading;
 mod replay;
 mod repository;
+mod responses;
 mod routes;
 mod shutdown;
 mod simulate;

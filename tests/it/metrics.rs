@@ -227,9 +227,22 @@ fn the_trace_shows_steps_and_texts() {
     assert_eq!(trace["displayTimeUnit"], "ms");
     let events = trace["traceEvents"].as_array().unwrap();
     let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count();
-    assert_eq!((of("X"), of("C"), of("b"), of("e")), (6, 6, 4, 4));
+    let steps = events.iter().filter(|event| event["ph"] == "X" && event["tid"] == 1).count();
+    assert_eq!((steps, of("C"), of("b"), of("e")), (6, 6, 4, 4));
     let first = events.iter().find(|event| event["ph"] == "X").unwrap();
     assert_eq!(first["name"], "prefill");
     assert_eq!(first["args"]["prompt_tokens"], 40);
     assert!(first["dur"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_text_in_the_trace_has_the_id_of_its_request() {
+    let running = start(TINYLM);
+    let body = json!({ "prompt": vec![5; 4], "max_tokens": 2, "ignore_eos": true });
+    let headers = [("content-type", "application/json"), ("x-request-id", "call-7")];
+    running.connect().request("POST", COMPLETIONS, &headers, body.to_string().as_bytes()).ok();
+    let trace = running.get("/admin/trace").ok();
+    let texts = trace["traceEvents"].as_array().unwrap().iter();
+    let ids: Vec<_> = texts.filter_map(|event| event["args"]["request_id"].as_str()).collect();
+    assert_eq!(ids, ["call-7"; 2], "where it begins and where it ends");
 }

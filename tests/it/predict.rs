@@ -107,6 +107,54 @@ fn raw_bytes_in_msgpack_are_elements_as_they_lie_in_memory() {
     assert_eq!((reply.status, reply.message().contains("11 raw bytes")), (422, true), "{}", reply.text());
 }
 
+/// A short text in msgpack.
+fn text(text: &str) -> Vec<u8> {
+    [&[0xa0 | text.len() as u8], text.as_bytes()].concat()
+}
+
+/// A packed tensor in msgpack.
+fn packed(dtype: &str, shape: &[u8], data: &[u8]) -> Vec<u8> {
+    let shape = [&[0x90 | shape.len() as u8], shape].concat();
+    let data = [&[0xc4, data.len() as u8], data].concat();
+    [vec![0x83], text("dtype"), text(dtype), text("shape"), shape, text("data"), data].concat()
+}
+
+/// A body with one field of msgpack in it.
+fn field(name: &str, value: &[u8]) -> Vec<u8> {
+    [&[0x81], text(name).as_slice(), value].concat()
+}
+
+#[test]
+fn packed_tensors_are_checked_and_converted_as_numbers_are() {
+    let running = start(INSTANT);
+    let post = |value: &[u8]| running.post_raw(DELAY, &[MSGPACK, ("accept", JSON.1)], &field("data", value));
+    let halves = [1.5f32.to_le_bytes(), (-2.0f32).to_le_bytes()].concat();
+    assert_eq!(post(&packed("f32", &[2], &halves)).ok()["data"], json!([1.5, -2.0]));
+    assert_eq!(post(&packed("f64", &[1], &0.25f64.to_le_bytes())).ok()["data"], json!([0.25]));
+    assert_eq!(post(&packed("u8", &[3], &[0, 7, 255])).ok()["data"], json!([0.0, 7.0, 255.0]));
+    assert_eq!(post(&packed("i16", &[1], &(-3i16).to_le_bytes())).ok()["data"], json!([-3.0]));
+    let named = field("data", &packed("u8", &[1], &[7]));
+    assert_eq!(post(&named).ok()["data"], json!([7.0]), "by the name of the input");
+    for (value, says) in [
+        (packed("f32", &[1, 2], &halves), "expected f32 of shape [-1], got shape [1, 2]"),
+        (packed("f32", &[3], &halves), "got 8 bytes for f32 of shape [3]"),
+        (packed("f8", &[2], &[0, 0]), "got a tensor of dtype \"f8\""),
+        (packed("f64", &[1], &1e300f64.to_le_bytes()), "1e300, which is out of the range of f32"),
+        (packed("bool", &[1], &[1]), "got true"),
+        (packed("f32", &[0], &[]), "got shape [0]"),
+        (field("dtype", &text("f32")), "got an object"),
+        ([vec![0x91], packed("f32", &[2], &halves)].concat(), "got shape [2] in dimension 1"),
+    ] {
+        let reply = post(&value);
+        assert_eq!((reply.status, reply.code().as_str()), (422, "invalid_input"), "{says}");
+        assert!(reply.message().contains(says), "{}", reply.message());
+    }
+    let row = |number: u8| packed("u8", &[1], &[number]);
+    let rows = [vec![0x92], row(1), row(2)].concat();
+    let many = running.post_raw(DELAY, &[MSGPACK], &field("instances", &rows)).ok();
+    assert_eq!(many["predictions"], json!([{ "data": [1.0] }, { "data": [2.0] }]));
+}
+
 #[test]
 fn a_text_model_answers_texts_one_or_many() {
     let running = start(&minilm());

@@ -21,6 +21,7 @@ fn every_route_answers() {
             "/v1/chat/completions" => {
                 json!({ "messages": [{ "role": "user", "content": "a text" }], "max_tokens": 2 })
             }
+            "/v1/responses" => json!({ "input": "a text", "max_output_tokens": 2 }),
             "/detokenize" => json!({ "tokens": [0] }),
             _ => json!(null),
         };

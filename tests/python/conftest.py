@@ -149,6 +149,8 @@ class Blocking:
         return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         self._loop.run_until_complete(self.inner.close())
         self._loop.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -282,8 +281,8 @@ def test_a_breaker_of_no_failures_never_opens() -> None:
 
 
 @pytest.fixture
-def threads_before() -> Iterator[set[threading.Thread]]:
-    yield set(threading.enumerate())
+def threads_before() -> set[threading.Thread]:
+    return set(threading.enumerate())
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "plain"])

@@ -17,6 +17,10 @@ import trustformers_serve as ts
 from executors import HOUR_MS, PATIENCE, Held, double, raising, until
 
 
+def wait_for_waiting(batcher: ts.Batcher, callers: int) -> None:
+    until(lambda: batcher.metrics().waiting == callers)
+
+
 def test_drop_refuses_at_once_and_counts() -> None:
     held = Held()
     with ts.Batcher(max_batch=1, backpressure="drop", max_queue=2) as batcher:
@@ -63,14 +67,15 @@ def test_block_waits_for_a_place_in_order() -> None:
             thread = threading.Thread(target=lambda item: order.append(batcher.run(item, held)), args=(item,))
             thread.start()
             threads.append(thread)
-            time.sleep(0.02)
+            wait_for_waiting(batcher, len(threads))
         submitter = threading.Thread(target=lambda: futures.append(batcher.submit(5, held)))
         submitter.start()
-        time.sleep(0.02)
+        wait_for_waiting(batcher, 4)
         assert len(futures) == 2, "a submit waits for its place"
         held.let_go()
         for thread in [*threads, submitter]:
             thread.join(PATIENCE)
+        wait_for_waiting(batcher, 0)
         assert [future.result(PATIENCE) for future in futures] == [0, 2, 10]
         assert held.batches == [[item] for item in range(6)]
         assert sorted(order) == [4, 6, 8]
@@ -81,7 +86,8 @@ def test_asyncio_callers_wait_for_a_place_without_blocking_the_loop() -> None:
 
     async def main() -> list[int]:
         tasks = [asyncio.create_task(batcher.arun(item, held)) for item in range(50)]
-        await asyncio.sleep(0.01)
+        # One batch runs, one waits, and the others wait for places.
+        await asyncio.to_thread(wait_for_waiting, batcher, 46)
         held.let_go()
         return await asyncio.gather(*tasks)
 
@@ -152,7 +158,8 @@ def test_flush_runs_what_is_queued_and_returns_when_it_is_done() -> None:
         assert all(future.done() for future in futures)
         batcher.flush()
         later = batcher.submit(1, double)
-        time.sleep(0.02)
+        full = [batcher.submit(item, tuple) for item in range(8)]
+        assert [future.result(PATIENCE) for future in full] == list(range(8))
         assert not later.done(), "what comes after a flush waits its window"
 
 
@@ -167,7 +174,7 @@ def crowd(batcher: ts.Batcher, held: Held) -> tuple[list[Future[int]], threading
     late: list[int] = []
     thread = threading.Thread(target=lambda: late.append(batcher.run(4, held)))
     thread.start()
-    time.sleep(0.02)
+    wait_for_waiting(batcher, 1)
     return futures, thread, late
 
 

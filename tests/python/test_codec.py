@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import base64
 import json
 import pickle
@@ -30,16 +31,61 @@ def json_reply(body: object, status: int = 200, headers: Mapping[str, str] | Non
     return Reply(status, {"content-type": "application/json", **(headers or {})}, json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "bool"])
-def test_an_array_is_sent_as_lists_without_loss(dtype: str) -> None:
-    array = np.array([[0, 1], [2, 3]]).astype(dtype)
-    call = _calls.predict("m", array, PLAIN)
-    assert sent(call.content) == {"data": array.tolist()}
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("float32", "f32"),
+        ("float64", "f64"),
+        ("float16", "f16"),
+        ("int64", "i64"),
+        ("int8", "i8"),
+        ("uint8", "u8"),
+        ("uint32", "u32"),
+        ("bool", "bool"),
+        (">f4", "f32"),
+        (">i2", "i16"),
+    ],
+)
+def test_an_array_is_sent_as_its_bytes_with_type_and_shape(dtype: str, name: str) -> None:
+    matrix = np.array([[0, 1], [2, 3], [4, 5]]).astype(dtype).T
+    data = matrix.astype(matrix.dtype.newbyteorder("<")).tobytes()
+    expected = {"dtype": name, "shape": [2, 3], "data": data}
+    assert sent(_calls.predict("m", matrix, PLAIN).content) == {"data": expected}
 
 
-def test_arrays_may_stand_anywhere() -> None:
-    data = {"a": np.ones(2), "b": [np.float32(0.5), torch.zeros(1)]}
-    assert sent(_calls.predict("m", data, PLAIN).content)["data"] == {"a": [1.0, 1.0], "b": [0.5, [0.0]]}
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [
+        (torch.tensor([1.5, 2.0], requires_grad=True), "f32"),
+        (torch.tensor([1, 2], dtype=torch.uint8), "u8"),
+        (torch.tensor([1.5, 2.0], dtype=torch.bfloat16), "bf16"),
+    ],
+)
+def test_a_tensor_is_sent_as_an_array_is(tensor: torch.Tensor, name: str) -> None:
+    value = sent(_calls.predict("m", tensor, PLAIN).content)["data"]
+    bits = tensor.detach().view(torch.uint8).numpy().tobytes()
+    assert value == {"dtype": name, "shape": [2], "data": bits}
+
+
+def test_arrays_may_stand_anywhere_and_single_numbers_are_numbers() -> None:
+    data = {"a": np.ones(1, np.uint8), "b": [np.float32(0.5), torch.tensor(2.0)]}
+    ones = {"dtype": "u8", "shape": [1], "data": b"\x01"}
+    assert sent(_calls.predict("m", data, PLAIN).content)["data"] == {"a": ones, "b": [0.5, 2.0]}
+
+
+def test_what_has_no_form_of_its_own_is_sent_as_lists() -> None:
+    texts = np.array(["a", "b"])
+    assert sent(_calls.predict("m", texts, PLAIN).content) == {"data": ["a", "b"]}
+    assert sent(_calls.predict("m", array.array("d", [0.5]), PLAIN).content) == {"data": [0.5]}
+
+
+def test_the_rows_of_an_array_are_instances() -> None:
+    call = _calls.predict_batch("m", np.array([[1, 2], [3, 4]], np.uint8), PLAIN, raise_on_error=True)
+    rows = [{"dtype": "u8", "shape": [2], "data": bytes(row)} for row in ([1, 2], [3, 4])]
+    assert sent(call.content) == {"instances": rows}
+    assert isinstance(call.read(json_reply({"predictions": [{"data": [1.0]}]}))[0], np.ndarray)
+    numbers = _calls.predict_batch("m", np.array([1.5, 2.5]), PLAIN, raise_on_error=True)
+    assert sent(numbers.content) == {"instances": [1.5, 2.5]}
 
 
 def test_what_cannot_be_sent_is_named() -> None:
@@ -143,3 +189,32 @@ def test_ready_is_true_only_when_ready() -> None:
     assert not loading
     assert loading.models[0]["state"] == "loading"
     assert _calls.ready().read(json_reply({"status": "ready", "models": []}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+def test_an_array_is_the_same_behind_the_wire_and_may_be_changed(dtype: str) -> None:
+    made = np.array([[0, 1, 2]]).astype(dtype)
+    form = sent(_calls.predict("m", made, PLAIN).content)["data"]
+    read = _codec.array(**form)
+    assert (read.dtype, read.shape) == (made.dtype, made.shape)
+    np.testing.assert_array_equal(read, made)
+    read[0, 0] = 1
+
+
+def test_what_numpy_does_not_have_is_a_tensor_behind_the_wire() -> None:
+    made = torch.tensor([[1.5], [2.0]], dtype=torch.bfloat16)
+    read = _codec.array(**sent(_calls.predict("m", made, PLAIN).content)["data"])
+    assert read.dtype == torch.bfloat16
+    torch.testing.assert_close(read, made)
+
+
+def test_bytes_that_are_no_array_are_refused() -> None:
+    with pytest.raises(ValueError, match="no tensor of dtype 'f8'"):
+        _codec.array("f8", [1], b"x")
+    with pytest.raises(ValueError, match="reshape"):
+        _codec.array("u8", [2], b"x")
+
+
+def test_lists_stand_for_arrays_at_any_depth() -> None:
+    value = {"a": [np.arange(2), {"b": torch.ones(1)}], "c": "text", "d": 3}
+    assert _codec.lists(value) == {"a": [[0, 1], {"b": [1.0]}], "c": "text", "d": 3}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import importlib.util
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import trustformers_serve as ts
-from trustformers_serve import _core, _libtorch
+from trustformers_serve import _libtorch
 
 
 def run(code: str) -> str:
@@ -84,29 +82,41 @@ def test_the_versions_are_those_that_the_packages_have() -> None:
     assert _libtorch.installed_version(Path(torch.__file__).parent) == torch.__version__
 
 
-def parameters(function: ast.FunctionDef) -> list[str]:
-    return [argument.arg for argument in function.args.args]
+def test_the_stub_says_what_the_extension_has(tmp_path: Path) -> None:
+    allowed = Path(__file__).with_name("stubtest_allowed.txt")
+    checked = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy.stubtest",
+            "trustformers_serve._core",
+            "--allowlist",
+            allowed,
+            "--concise",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        cwd=tmp_path,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_stub_has_the_names_and_parameters_of_the_extension() -> None:
-    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
-    stubbed: dict[str, list[str] | None] = {"__version__": None}
-    for node in stub.body:
-        if isinstance(node, ast.FunctionDef):
-            stubbed[node.name] = parameters(node)
-        elif isinstance(node, ast.ClassDef):
-            stubbed[node.name] = None
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-                    stubbed[f"{node.name}.{method.name}"] = parameters(method)
-    actual: dict[str, list[str] | None] = {"__version__": None}
-    for name, value in vars(_core).items():
-        if inspect.isclass(value):
-            actual[name] = None
-            for method in vars(value):
-                if not method.startswith("_"):
-                    signature = inspect.signature(getattr(value, method))
-                    actual[f"{name}.{method}"] = list(signature.parameters)
-        elif callable(value):
-            actual[name] = list(inspect.signature(value).parameters)
-    assert actual == stubbed
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [("trustformers_serve.http", "httpx", "http"), ("trustformers_serve.torch", "torch", "torch")],
+)
+def test_a_package_that_only_a_part_needs_is_named_with_the_extra_that_brings_it(
+    module: str, package: str, extra: str
+) -> None:
+    code = (
+        "import sys, trustformers_serve as ts\n"
+        f"sys.modules[{package!r}] = None\n"
+        f"try:\n    import {module}\n"
+        "except ts.MissingExtraError as error:\n"
+        "    print(isinstance(error, ImportError), error.name, error)\n"
+    )
+    expected = f"True {package} {module} needs {package}: pip install 'trustformers-serve[{extra}]'\n"
+    assert run(code) == expected
+    assert extra in importlib.metadata.metadata("trustformers-serve").get_all("Provides-Extra", [])

@@ -14,6 +14,7 @@ import pytest
 import trustformers_serve as ts
 from conftest import ROOT
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.responses import Response
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
 MESSAGES: list[ChatCompletionMessageParam] = [
@@ -164,3 +165,84 @@ def test_a_stream_may_be_left_early(peer: openai.OpenAI) -> None:
     stream.close()
     whole = peer.chat.completions.create(model="chatty", messages=MESSAGES, **GREEDY)
     assert whole.choices[0].finish_reason == "length"
+
+
+def test_a_response_has_its_text_usage_and_status(peer: openai.OpenAI) -> None:
+    made = peer.responses.create(
+        model="chatty",
+        instructions="Be brief",
+        input="Hello 🦊",
+        temperature=0,
+        max_output_tokens=12,
+        metadata={"run": "7"},
+        extra_body=GREEDY["extra_body"],
+    )
+    chat = peer.chat.completions.create(
+        model="chatty",
+        messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hello 🦊"}],
+        **GREEDY,
+    )
+    assert made.output_text == chat.choices[0].message.content
+    assert made.usage is not None
+    assert chat.usage is not None
+    assert (made.usage.input_tokens, made.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
+    assert made.usage.total_tokens == chat.usage.total_tokens
+    assert made.usage.input_tokens_details.cached_tokens >= 0
+    assert made.status == "incomplete"
+    assert made.incomplete_details is not None
+    assert made.incomplete_details.reason == "max_output_tokens"
+    assert (made.model, made.metadata, made.error) == ("chatty", {"run": "7"}, None)
+    # Nothing is missing and nothing is of another type than the package declares.
+    Response.model_validate(made.model_dump(mode="json"), strict=False)
+
+
+def test_a_conversation_of_responses_goes_on_with_what_came_back(peer: openai.OpenAI) -> None:
+    first = peer.responses.create(
+        model="chatty", input="Hello", temperature=0, max_output_tokens=8, extra_body=GREEDY["extra_body"]
+    )
+    said: Any = [
+        {"role": "user", "content": "Hello"},
+        *first.output,
+        {"role": "user", "content": "And then?"},
+    ]
+    second = peer.responses.create(
+        model="chatty", input=said, temperature=0, max_output_tokens=8, extra_body=GREEDY["extra_body"]
+    )
+    spelled: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "And then?"},
+    ]
+    fewer: dict[str, Any] = {**GREEDY, "max_tokens": 8}
+    chat = peer.chat.completions.create(model="chatty", messages=spelled, **fewer)
+    assert second.output_text == chat.choices[0].message.content
+
+
+def test_a_response_ends_where_a_stop_string_does_and_is_complete(peer: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "plain",
+        "input": "The quick",
+        "temperature": 0,
+        "max_output_tokens": 12,
+    }
+    whole = peer.responses.create(**asked, extra_body=GREEDY["extra_body"])
+    stop = whole.output_text[3]
+    ended = peer.responses.create(**asked, extra_body={**GREEDY["extra_body"], "stop": stop})
+    assert ended.output_text == whole.output_text.split(stop)[0]
+    assert (ended.status, ended.incomplete_details) == ("completed", None)
+
+
+def test_errors_of_responses_are_the_packages_own(peer: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        peer.responses.create(model="nobody", input="Hello")
+    with pytest.raises(openai.BadRequestError, match="responses are not streamed") as refused:
+        peer.responses.create(model="chatty", input="Hello", stream=True)
+    assert refused.value.param == "stream"
+    with pytest.raises(openai.BadRequestError, match="not stored"):
+        peer.responses.create(model="chatty", input="Hello", previous_response_id="resp_1")
+    with pytest.raises(openai.BadRequestError, match="no chat template") as refused:
+        peer.responses.create(model="plain", input="Hello", instructions="Be brief")
+    assert refused.value.param == "instructions"
+    with pytest.raises(openai.BadRequestError) as refused:
+        peer.responses.create(model="chatty", input="fox " * 1000)
+    assert refused.value.code == "context_length_exceeded"

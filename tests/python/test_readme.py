@@ -19,6 +19,9 @@ PATIENCE = 120
 CONFIGURED = "import trustformers_serve as ts\n\nconfig"
 WRITTEN = "import trustformers_serve as ts\n\nwith"
 BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
+AWAITED = "import asyncio\n\nimport trustformers_serve"
+APP = "import asyncio\nfrom typing"
+STREAMED = "import asyncio\nimport trustformers_serve as ts"
 
 
 def snippet(start: str) -> str:
@@ -35,9 +38,12 @@ def test_no_snippet_is_untested() -> None:
         "curl -sN ",
         WRITTEN,
         BATCHED,
+        AWAITED,
+        APP,
+        STREAMED,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 8
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 11
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,20 @@ def test_the_snippet_that_writes_texts_works(tmp_path: Path) -> None:
 
 def test_the_snippet_that_batches_a_function_works(tmp_path: Path) -> None:
     assert run_python(snippet(BATCHED), tmp_path) == "42\n"
+
+
+def test_the_snippet_that_batches_a_coroutine_function_works(tmp_path: Path) -> None:
+    assert run_python(snippet(AWAITED), tmp_path) == "['MANY', 'CALLERS', 'ONE BATCH']\n"
+
+
+def test_the_snippet_with_an_app_works(tmp_path: Path) -> None:
+    five, root = map(float, re.findall(r"\d\.\d+", run_python(snippet(APP), tmp_path)))
+    assert five == 5
+    assert round(root, 4) == 1.7321
+
+
+def test_the_snippet_that_batches_records_works(tmp_path: Path) -> None:
+    assert run_python(snippet(STREAMED), tmp_path) == "[14, 6]\n"
 
 
 def test_the_simulation_works() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -68,6 +68,16 @@ def test_a_broken_connection_repeats_only_a_get() -> None:
 
 def test_a_client_out_of_patience_does_not_begin_again() -> None:
     assert wait(GET, ts.ReplyTimeoutError("slow")) is None
+
+
+@pytest.mark.parametrize("status", [500, 502, 504, 529])
+def test_what_may_have_run_is_repeated_where_that_is_asked_for(status: int) -> None:
+    unsafe = replace(POLICY, repeat_unsafe=True)
+    assert unsafe.wait_seconds(POST, reply(status, "2"), 0, 0.0) == 2.0
+    assert unsafe.wait_seconds(POST, ts.ConnectionBrokenError("reset"), 1, 0.0) == 0.2
+    assert unsafe.wait_seconds(POST, reply(status), 3, 0.0) is None
+    for outcome in (reply(400), reply(408), ts.ReplyTimeoutError("slow")):
+        assert unsafe.wait_seconds(POST, outcome, 0, 0.0) is None
 
 
 def test_not_ready_is_an_answer_to_the_question_whether_it_is_ready() -> None:

@@ -75,6 +75,10 @@ def of(events: list[Event], phases: str) -> list[Event]:
     return [event for event in events if event["ph"] in phases]
 
 
+def steps(events: list[Event]) -> list[Event]:
+    return [event for event in of(events, "X") if event["tid"] == 1]
+
+
 def test_every_event_has_what_its_phase_needs(events: list[Event]) -> None:
     for event in events:
         assert {"name", "pid"} | FIELDS[event["ph"]] <= event.keys(), event
@@ -93,11 +97,32 @@ def test_every_process_and_thread_with_slices_has_a_name(events: list[Event]) ->
 
 
 def test_slices_of_a_thread_follow_each_other(events: list[Event]) -> None:
-    for process in {event["pid"] for event in events}:
-        slices = [event for event in of(events, "X") if event["pid"] == process]
+    for process, thread in {(event["pid"], event["tid"]) for event in of(events, "X")}:
+        slices = [event for event in of(events, "X") if (event["pid"], event["tid"]) == (process, thread)]
         ends = [event["ts"] + event["dur"] for event in slices]
-        assert all(end <= later["ts"] for end, later in zip(ends, slices[1:], strict=False))
-        assert len({event["args"]["step"] for event in slices}) == len(slices) > 100
+        # A rounding of microseconds apart.
+        assert all(end <= later["ts"] + 1e-3 for end, later in zip(ends, slices[1:], strict=False))
+    for process in {event["pid"] for event in events}:
+        numbers = [event["args"]["step"] for event in steps(events) if event["pid"] == process]
+        assert len(set(numbers)) == len(numbers) > 100
+
+
+def test_callers_are_told_and_a_step_is_planned_once_the_next_one_is_under_way(events: list[Event]) -> None:
+    chosen = {
+        (step["pid"], step["args"]["step"]): step["ts"] - step["args"]["planning_us"]
+        for step in steps(events)
+    }
+    for name in ("tell callers", "plan ahead"):
+        errands = [event for event in of(events, "X") if event["name"] == name]
+        begins = [
+            (errand["ts"], chosen[errand["pid"], errand["args"]["last_step"] + 1])
+            for errand in errands
+            if (errand["pid"], errand["args"]["last_step"] + 1) in chosen
+        ]
+        assert len(begins) > 100
+        waited = sum(told >= under_way for told, under_way in begins)
+        # Where no step follows at once, nobody waits for one.
+        assert waited > 0.9 * len(begins)
 
 
 def test_what_begins_on_a_track_ends_there_and_nests(events: list[Event]) -> None:
@@ -136,7 +161,7 @@ def test_all_models_are_drawn_by_one_clock(events: list[Event]) -> None:
 
 
 def test_a_preempted_text_is_marked(events: list[Event]) -> None:
-    assert len(of(events, "n")) == sum(event["args"]["preempted"] for event in of(events, "X"))
+    assert len(of(events, "n")) == sum(event["args"]["preempted"] for event in steps(events))
 
 
 def test_a_text_that_was_left_is_drawn_too(url: str) -> None:
@@ -156,13 +181,13 @@ def test_a_text_that_was_left_is_drawn_too(url: str) -> None:
 def test_a_text_lies_within_the_steps_that_made_it(events: list[Event]) -> None:
     for event in of(events, "b"):
         if event["name"] == "generate":
-            steps = [step for step in of(events, "X") if step["pid"] == event["pid"]]
-            assert any(step["ts"] + step["dur"] == pytest.approx(event["ts"], abs=0.01) for step in steps)
+            own = [step for step in steps(events) if step["pid"] == event["pid"]]
+            assert any(step["ts"] + step["dur"] == pytest.approx(event["ts"], abs=0.01) for step in own)
 
 
 def test_the_cache_is_shown_whole_after_each_step(events: list[Event]) -> None:
     counters = of(events, "C")
-    assert len(counters) == len(of(events, "X"))
+    assert len(counters) == len(steps(events))
     for process in {event["pid"] for event in counters}:
         sizes = {sum(event["args"].values()) for event in counters if event["pid"] == process}
         assert len(sizes) == 1
@@ -180,7 +205,7 @@ def test_preemptions_are_those_of_the_metrics(url: str, events: list[Event]) -> 
         if event["name"] == "process_name"
     }
     shown = Counter(dict.fromkeys(names.values(), 0))
-    for event in of(events, "X"):
+    for event in steps(events):
         shown[names[event["pid"]]] += event["args"]["preempted"]
     assert shown == totals
     assert totals["crowded"] > 0

@@ -19,6 +19,7 @@
 //! - [`scheduler`]: submit, cancel, plan, complete, expire
 //! - [`stats`], [`advice`]: what it did, and what would make it better
 //! - [`batcher`]: scheduler and payloads behind one short mutex
+//! - [`stream`]: the same for one thread that never waits, with batches assembled ahead
 //! - [`driver`]: an instance's loop (plan, run, complete), and the expiry timer
 //! - [`continuous`]: the token-level scheduler of language models, with its own blocks, cache and steps
 //! - [`replay`]: the log of a scheduler's calls, and its replay
@@ -47,6 +48,7 @@ pub mod scheduler;
 mod share;
 pub mod sim;
 pub mod stats;
+pub mod stream;
 pub mod time;
 
 #[cfg(test)]
@@ -65,4 +67,5 @@ pub use scheduler::{
     BatchReport, Isolation, Next, Outcome, Planned, Rejection, Scheduler, SchedulerConfig, Verdict,
 };
 pub use stats::Snapshot;
+pub use stream::{Stream, StreamConfig, StreamStats};
 pub use time::{Clock, MonotonicClock, Time};

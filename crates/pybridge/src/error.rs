@@ -12,6 +12,7 @@ use trustformers_serve::http::error::Code;
 mod class {
     pyo3::import_exception!(trustformers_serve.errors, BatcherClosedError);
     pyo3::import_exception!(trustformers_serve.errors, BreakerOpenError);
+    pyo3::import_exception!(trustformers_serve.errors, BatchResultsError);
     pyo3::import_exception!(trustformers_serve.errors, ConfigError);
     pyo3::import_exception!(trustformers_serve.errors, ExecutorError);
     pyo3::import_exception!(trustformers_serve.errors, InferenceError);
@@ -46,6 +47,11 @@ pub(crate) fn closed(message: impl Display) -> PyErr {
 /// An executor that failed its whole batch, or is called in a way that would wait for itself.
 pub(crate) fn executor(message: impl Display) -> PyErr {
     class::ExecutorError::new_err(message.to_string())
+}
+
+/// A function that returned what is no list of as many results as it was given records.
+pub(crate) fn results(message: impl Display) -> PyErr {
+    class::BatchResultsError::new_err(message.to_string())
 }
 
 /// A queue that has no place for an item that does not wait for one.

@@ -11,7 +11,8 @@
 //! - [`config`]: `validate_toml`, `parse_toml`, `to_toml`, `known_keys`
 //! - [`mod@error`]: the exception of each Rust error; `error_codes`
 //! - [`batcher`]: `Batcher`, the scheduler driven by Python's threads and event loops
-//! - [`versions`]: `compare_versions`
+//! - [`record_stream`]: `RecordStream`, the scheduler driven by one event loop
+//! - [`versions`]: the natural order of versions, `compare_versions`
 //! - [`server`]: `Server`, a running server in this process
 //! - [`serving`]: `HostedModel`, a Python function behind the server's routes
 //! - [`cli`]: `run_cli`, the command line
@@ -25,6 +26,7 @@ mod cli;
 mod config;
 mod error;
 mod interrupt;
+mod record_stream;
 mod server;
 mod serving;
 mod value;
@@ -41,6 +43,8 @@ mod _core {
     use super::config::{known_keys, parse_toml, to_toml, validate_toml};
     #[pymodule_export]
     use super::error::error_codes;
+    #[pymodule_export]
+    use super::record_stream::{Place, RecordStream};
     #[pymodule_export]
     use super::server::Server;
     #[pymodule_export]

@@ -6,8 +6,9 @@
 //!
 //! Invariants, those about absences first:
 //! - Nothing here knows a tensor, a text or a clock; token ids are all it sees of a request.
-//! - At most one step runs at a time. Until it is committed nothing it uses is planned again, so what
-//!   is freed meanwhile (a caller left) is written by nobody else before the step has ended.
+//! - At most one step runs at a time. What is freed meanwhile (a caller left) may be planned for the next one, which
+//!   nobody runs before this one has ended.
+//! - While a step runs nobody is preempted, and what it computes is found by nobody.
 //! - A block that more than one sequence holds, or that the prefix cache knows, is never written.
 //! - Every sequence of an admitted request ends exactly once; only one whose caller left ends unsaid.
 //! - What was admitted fits the pool alone, so the one that is preempted last always goes on.
@@ -17,7 +18,7 @@
 //! - [`sequence`]: requests, and the sequences they become; [`step`]: what the model is asked, what it says
 //! - `step_time`: how long a step takes, the only such estimate; `outlook`: how many blocks those that run
 //!   will need at most at once
-//! - [`scheduler`]: submit, cancel, schedule, commit, expire; [`stats`]: what it did
+//! - [`scheduler`]: submit, cancel, schedule, plan ahead, commit, expire; [`stats`]: what it did
 //!
 //! Sources: iteration-level scheduling is Orca's (Yu et al., OSDI 2022), paged blocks vLLM's (Kwon et al.,
 //! SOSP 2023), chunks of prompts beside decodes Sarathi's (Agrawal et al., OSDI 2024).

@@ -159,16 +159,33 @@ pub(super) struct Sequence {
     pub(super) priority: Priority,
     /// What protects it, while it runs, from being preempted: its priority, or more if it waited long.
     pub(super) rank: Priority,
-    /// Tokens that it feeds in the step that is planned or runs.
+    /// Tokens that it feeds in the step that runs.
     pub(super) fed: usize,
+    /// Tokens that it feeds in the step that is being planned.
+    pub(super) planned: usize,
     /// Whether it was ever preempted.
     pub(super) resumed: bool,
 }
 
 impl Sequence {
-    /// Tokens not yet in the KV cache; at least one while it lives.
+    /// Position of the first token that the step after the one that runs may feed.
+    pub(super) fn start(&self) -> usize {
+        self.computed + self.fed
+    }
+
+    /// Whether the step that runs draws a token for it.
+    pub(super) fn draws(&self) -> bool {
+        self.fed > 0 && self.start() == self.tokens.len()
+    }
+
+    /// Tokens for the step after the one that runs, the one that this draws included; at least one while it lives.
     pub(super) fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() + usize::from(self.draws()) - self.start()
+    }
+
+    /// Whether the step that runs is its last, or lets others begin with it: it is not known to go on as it is.
+    pub(super) fn is_open(&self) -> bool {
+        self.draws() && (self.allowed() == 1 || self.forks > 0)
     }
 
     /// Whether feeding one token gives the next.

@@ -21,6 +21,7 @@ mod reference;
 mod scheduler;
 mod sim;
 mod stats;
+mod stream;
 mod stress;
 mod support;
 mod threads;

@@ -88,6 +88,11 @@ impl World {
                 self.complete(InstanceId(instance), outcome, Duration::from_nanos(busy))?;
             }
             Op::Expire => self.expire()?,
+            Op::Flush => {
+                self.log.push(Event::Flush { now: self.now });
+                self.scheduler.flush(self.now);
+                self.reference.flushed = Some(self.now);
+            }
             Op::Drain => {
                 self.log.push(Event::Drain);
                 self.scheduler.drain();

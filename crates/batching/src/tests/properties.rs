@@ -24,6 +24,7 @@ pub(super) enum Op {
     Plan { instance: u32, free: u64 },
     Complete { instance: u32, outcome: Outcome, busy: u64 },
     Expire,
+    Flush,
     Drain,
 }
 
@@ -82,6 +83,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         25 => (0..INSTANCES, free).prop_map(|(instance, free)| Op::Plan { instance, free }),
         20 => complete,
         5 => Just(Op::Expire),
+        2 => Just(Op::Flush),
         1 => Just(Op::Drain),
     ];
     prop::collection::vec(op, 0..160)
@@ -246,6 +248,17 @@ proptest! {
             let before = world.now;
             world.finish()?;
             prop_assert_eq!(world.now, before, "a drain waited");
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn what_is_flushed_ends_without_waiting(config in configs(), ops in ops()) {
+        play(config, &ops, |world| {
+            world.step(&Op::Flush)?;
+            let before = world.now;
+            world.finish()?;
+            prop_assert_eq!(world.now, before, "a flush waited");
             Ok(())
         })?;
     }

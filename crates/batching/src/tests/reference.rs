@@ -57,6 +57,8 @@ pub(super) struct Reference {
     pub(super) waiting: Vec<Entry>,
     pub(super) retries: VecDeque<Vec<Entry>>,
     pub(super) draining: bool,
+    /// When all that waited was let go.
+    pub(super) flushed: Option<Time>,
     pub(super) breaker: Option<Failures>,
     /// What each client had of each priority, in virtual time.
     starts: BTreeMap<(Priority, ClientId), u64>,
@@ -79,6 +81,7 @@ impl Reference {
             waiting: Vec::new(),
             retries: VecDeque::new(),
             draining: false,
+            flushed: None,
             starts: BTreeMap::new(),
             virtual_now: BTreeMap::new(),
             places: 0,
@@ -187,6 +190,9 @@ impl Reference {
             return Time::ZERO;
         }
         let Some(first) = entries.iter().map(|entry| entry.arrived).min() else { return Time::MAX };
+        if self.flushed.is_some_and(|until| first <= until) {
+            return Time::ZERO;
+        }
         let due = entries.iter().filter_map(|entry| entry.deadline).min();
         (first + limits.max_wait).min(due.map_or(Time::MAX, |due| first + due.since(first) / 2))
     }

@@ -146,6 +146,11 @@ impl Entrance {
         Ok(Place::Waiting)
     }
 
+    /// How many callers wait for a place.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     fn submit(&self, item: &Arc<Item>) -> Result<Ticket, Rejection> {
         let (ended, outbox) = (Arc::clone(item), Arc::clone(&self.outbox));
         let submission = Submission {

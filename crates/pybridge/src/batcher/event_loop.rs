@@ -55,7 +55,7 @@ impl LoopPort {
 }
 
 /// Ends a future, of `asyncio` or of `concurrent.futures`.
-pub(super) fn settle(future: &Bound<'_, PyAny>, answer: Answer) -> PyResult<()> {
+pub(crate) fn settle(future: &Bound<'_, PyAny>, answer: Answer) -> PyResult<()> {
     let py = future.py();
     match answer {
         Answer::Result(value) => future.call_method1(pyo3::intern!(py, "set_result"), (value,))?,

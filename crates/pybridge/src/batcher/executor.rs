@@ -23,9 +23,17 @@ pub(super) struct Executor {
 /// function, because every access makes another method object.
 type Identity = (usize, usize);
 
+/// Who was last known by an identity.
+struct Seen {
+    executor: Weak<Executor>,
+    /// Given again to who has that identity next: for a new one at every pause, the scheduler would learn a
+    /// new group.
+    number: u64,
+}
+
 #[derive(Default)]
 struct Known {
-    executors: HashMap<Identity, Weak<Executor>>,
+    executors: HashMap<Identity, Seen>,
     next_number: u64,
     /// Forget those without items in flight when there are more than this.
     sweep_above: usize,
@@ -45,18 +53,18 @@ impl Executors {
     /// `TypeError` naming it when it is not callable, a coroutine function or a generator function.
     pub(super) fn of(&self, callable: &Bound<'_, PyAny>) -> PyResult<Arc<Executor>> {
         let identity = identity(callable)?;
-        if let Some(known) = self.0.lock().executors.get(&identity).and_then(Weak::upgrade) {
+        if let Some(known) = self.0.lock().executors.get(&identity).and_then(|seen| seen.executor.upgrade()) {
             return Ok(known);
         }
         check(callable)?;
         let mut known = self.0.lock();
-        let number = known.next_number;
-        known.next_number += 1;
+        let number = known.executors.get(&identity).map_or(known.next_number, |seen| seen.number);
+        known.next_number = known.next_number.max(number + 1);
         let executor = Arc::new(Executor { callable: callable.clone().unbind(), number });
         // Alive in the table means that it holds its callable, so that no other has its address.
-        known.executors.insert(identity, Arc::downgrade(&executor));
+        known.executors.insert(identity, Seen { executor: Arc::downgrade(&executor), number });
         if known.executors.len() > known.sweep_above.max(FEW) {
-            known.executors.retain(|_, executor| executor.strong_count() > 0);
+            known.executors.retain(|_, seen| seen.executor.strong_count() > 0);
             known.sweep_above = 2 * known.executors.len();
         }
         Ok(executor)
@@ -106,7 +114,7 @@ pub(super) fn name(callable: &Bound<'_, PyAny>) -> String {
 ///
 /// # Errors
 /// What is wrong with it, in words that name the executor.
-pub(super) fn answers(
+pub(crate) fn answers(
     executor: &Bound<'_, PyAny>,
     results: &Bound<'_, PyAny>,
     count: usize,

@@ -14,7 +14,7 @@ use super::map::Collected;
 use super::slot::Slot;
 
 /// What a caller gets.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Result(Py<PyAny>),
     /// An exception instance, to be raised.
     Error(Py<PyAny>),

@@ -35,10 +35,12 @@ use trustformers_batching::{BatchError, Failure, InstanceId, ModelError, Priorit
 
 use self::entrance::{Backpressure, Entrance, Place, Refusal, configuration};
 pub(crate) use self::event_loop::LoopPort;
-use self::event_loop::settle;
-use self::executor::{Executor, Executors, answers, failure, name, raised};
+pub(crate) use self::event_loop::settle;
+pub(crate) use self::executor::answers;
+use self::executor::{Executor, Executors, failure, name, raised};
 use self::flush::Epochs;
-use self::item::{Answer, Caller, Item};
+pub(crate) use self::item::Answer;
+use self::item::{Caller, Item};
 use self::map::{Collected, Progress};
 use self::slot::Slot;
 use self::terms::Terms;
@@ -247,8 +249,9 @@ impl Batcher {
         waited
     }
 
-    /// Items, batches, median and 99th percentile of seconds from call to result, and items dropped.
-    fn metrics(&self) -> (u64, u64, f64, f64, u64) {
+    /// Items, batches, median and 99th percentile of seconds from call to result, items dropped, and callers
+    /// that wait for a place.
+    fn metrics(&self) -> (u64, u64, f64, f64, u64, usize) {
         let stats = self.entrance.batcher.inspect(|scheduler, now| scheduler.stats(now));
         let alone = self.alone.load(Ordering::Relaxed);
         (
@@ -257,6 +260,7 @@ impl Batcher {
             stats.latency_seconds.p50,
             stats.latency_seconds.p99,
             self.entrance.dropped.load(Ordering::Relaxed),
+            self.entrance.waiting(),
         )
     }
 
@@ -309,7 +313,7 @@ impl Batcher {
     fn complete(&self, py: Python<'_>, results: &Bound<'_, PyAny>) {
         let Some((executor, count)) = self.running_executor(py) else { return };
         // The same results would come of running it again.
-        let answers = answers(executor.bind(py), results, count).map_err(|message| Blame::Results(message));
+        let answers = answers(executor.bind(py), results, count).map_err(Blame::Results);
         self.finish(py, answers);
     }
 

@@ -9,7 +9,7 @@ use trustformers_serve::hosted::Document;
 use trustformers_serve::http::error::ApiError;
 use trustformers_serve::http::wire::Format;
 
-/// The value of a document: numbers, texts, bytes, lists and dicts.
+/// The value of a document: numbers, texts, bytes, lists, dicts, and arrays that came as bytes.
 ///
 /// # Errors
 /// What is malformed in it.
@@ -88,6 +88,23 @@ impl<'de, 'py> Visitor<'de> for Value<'py> {
             // Fails for keys that are lists or dicts, which msgpack could have.
             dict.set_item(key, value).map_err(A::Error::custom)?;
         }
-        Ok(dict.into_any())
+        let array = array(&dict).map_err(A::Error::custom)?;
+        Ok(array.unwrap_or_else(|| dict.into_any()))
     }
+}
+
+/// The array that a map with its type, shape and bytes is; `None` for any other map.
+fn array<'py>(dict: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = dict.py();
+    if dict.len() != 3 {
+        return Ok(None);
+    }
+    let fields = ["dtype", "shape", "data"].map(|name| dict.get_item(name));
+    let [Some(dtype), Some(shape), Some(data)] = fields.map(|field| field.ok().flatten()) else {
+        return Ok(None);
+    };
+    if !(dtype.is_instance_of::<PyString>() && data.is_instance_of::<PyBytes>()) {
+        return Ok(None);
+    }
+    py.import("trustformers_serve._codec")?.getattr("array")?.call1((dtype, shape, data)).map(Some)
 }

@@ -1,4 +1,4 @@
-//! A language model's thread.
+//! A language model's thread: plans, runs and commits one step after the other.
 
 use std::io;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use trustformers_batching::continuous::{
 use trustformers_batching::queue::Total;
 use trustformers_batching::{BreakerConfig, Clock, MonotonicClock, Rejection, Ticket, Time};
 
+use super::clerk::{Clerk, Report};
 use super::generating::Generating;
 use super::request::{Finish, GenerationEvent, GenerationRequest, Refused};
 use super::sampling::Sampler;
 use super::seats::{Mail, Seats, Use};
 use super::steps::{Outcome, Scored, Stepped, Steps};
-use super::trace::{Span, Trace};
+use super::trace::{Aside, Errand, Span, Trace};
 use crate::backend::llm::Runner;
 use crate::metrics::GenerationMetrics;
 use crate::registry::Now;
@@ -62,7 +63,7 @@ pub struct Guard {
 }
 
 impl Engine {
-    /// Starts the thread of a model.
+    /// Starts the threads of a model: one that runs its steps, and one beside it.
     ///
     /// # Errors
     /// When there is no thread to be had.
@@ -87,12 +88,14 @@ impl Engine {
             metrics,
             trace: Trace::default(),
         });
+        let clerk = Clerk::start(name, Arc::clone(&shared))?;
         let body = {
             let shared = Arc::clone(&shared);
             move || {
                 // Also where it panics: nobody must wait for what nobody runs.
                 let _closing = Closing(&shared);
-                shared.run(Steps::new(runner));
+                shared.run(Steps::new(runner), &clerk);
+                clerk.finish();
             }
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
@@ -212,7 +215,22 @@ impl Drop for Engine {
     }
 }
 
-struct Closing<'a>(&'a Shared);
+/// A step that begins.
+struct Begun {
+    plan: StepPlan,
+    uses: Vec<Use>,
+    planned: Time,
+}
+
+/// A step that has ended.
+struct Done {
+    span: Span,
+    plan: StepPlan,
+    stepped: Stepped,
+}
+
+/// Ends all that generates when it is dropped.
+pub(super) struct Closing<'a>(pub(super) &'a Shared);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -292,40 +310,73 @@ impl State {
 
 impl Shared {
     /// The thread: plans, runs and commits until it is drained or aborted.
-    fn run(&self, mut steps: Steps) {
-        while let Some((plan, uses, planned)) = self.next() {
+    fn run(&self, mut steps: Steps, clerk: &Clerk) {
+        let mut last = None;
+        while let Some(Begun { plan, uses, planned }) = self.next(last, clerk) {
             let began = self.clock.now();
             let stepped = steps.run(&plan, uses);
             let ended = self.clock.now();
-            self.commit(Span { planned, began, ended }, plan, stepped);
+            self.metrics.step_ended(&plan, ended.since(began));
+            last = Some(Done { span: Span { planned, began, ended }, plan, stepped });
         }
     }
 
-    /// Waits for a step to run; `None` when there will be none.
-    fn next(&self) -> Option<(StepPlan, Vec<Use>, Time)> {
+    /// Takes in what the last step brought, and waits for one to run; `None` when there will be none. What else is to
+    /// be done about the last waits until the next one has begun.
+    fn next(&self, last: Option<Done>, clerk: &Clerk) -> Option<Begun> {
         let mut state = self.state.lock();
-        loop {
+        let mut report = last.map(|done| self.commit(&mut state, done)).unwrap_or_default();
+        let begun = loop {
             if state.closed {
-                return None;
+                break None;
             }
             let now = self.clock.now();
             let Scheduled { ended, plan } = state.scheduler.schedule(now);
-            let mail = state.ended(now, &ended, &[], &self.trace);
+            report.mail.extend(state.ended(now, &ended, &[], &self.trace));
             if let Some(plan) = plan {
                 let uses = self.begin(now, &mut state, &plan);
-                drop(state);
-                mail.into_iter().for_each(Mail::send);
-                return Some((plan, uses, now));
+                break Some(Begun { plan, uses, planned: now });
             }
-            if !mail.is_empty() {
-                MutexGuard::unlocked(&mut state, || mail.into_iter().for_each(Mail::send));
+            if !report.is_empty() {
+                let report = std::mem::take(&mut report);
+                MutexGuard::unlocked(&mut state, || clerk.attend(report));
                 continue;
             }
             if state.scheduler.is_draining() && !state.scheduler.has_work() {
                 state.closed = true;
-                return None;
+                break None;
             }
             self.wait(&mut state);
+        };
+        drop(state);
+        if !report.is_empty() {
+            clerk.attend(report);
+        }
+        begun
+    }
+
+    /// Beside the step that runs: tells callers what the last one brought, and plans the next.
+    pub(super) fn attend(&self, report: Report) {
+        let Report { mail, step, failures } = report;
+        let number = step.as_ref().map(|(_, plan, _)| plan.id);
+        // Before anybody hears of it: who then looks finds the step.
+        if let Some((span, plan, blocks)) = step {
+            self.trace.step(span, &plan, blocks);
+        }
+        let (began, told) = (self.clock.now(), mail.len());
+        mail.into_iter().for_each(Mail::send);
+        if let Some((_, reason)) = failures.first() {
+            tracing::warn!(sequences = failures.len(), reason, "sequences failed");
+        }
+        let Some(last) = number else { return };
+        let ended = self.clock.now();
+        self.trace.aside(Aside { errand: Errand::Tell, last, count: told, began, ended });
+        let mut state = self.state.lock();
+        let began = self.clock.now();
+        let count = state.scheduler.plan_ahead(began);
+        drop(state);
+        if count > 0 {
+            self.trace.aside(Aside { errand: Errand::Plan, last, count, began, ended: self.clock.now() });
         }
     }
 
@@ -354,15 +405,15 @@ impl Shared {
         state.seats.uses(plan)
     }
 
-    /// Takes a step's outcome in and tells the callers.
-    fn commit(&self, span: Span, plan: StepPlan, stepped: Stepped) {
+    /// Takes a step's outcome in; what its callers are to be told.
+    fn commit(&self, state: &mut State, done: Done) -> Report {
+        let Done { span, plan, stepped } = done;
         let works = stepped.works();
         let Stepped { outcomes, drawings, scored } = stepped;
         let now = span.ended;
-        let mut outcome =
-            StepOutcome { id: plan.id, busy: now.since(span.began), tokens: Vec::new(), failed: Vec::new() };
-        let (mut mail, mut failures) = (Vec::new(), Vec::new());
-        let mut state = self.state.lock();
+        let busy = now.since(span.began);
+        let mut outcome = StepOutcome { id: plan.id, busy, tokens: Vec::new(), failed: Vec::new() };
+        let (mut mail, mut failures) = (Vec::with_capacity(outcomes.len()), Vec::new());
         state.stepping = None;
         for drawing in drawings {
             state.seats.put_back(drawing);
@@ -378,7 +429,7 @@ impl Shared {
                 }
                 Outcome::Drawn(drawn, stops) => {
                     outcome.tokens.push((sequence, drawn.token, stops));
-                    self.drawn(now, &mut state, sequence);
+                    self.drawn(now, state, sequence);
                     mail.extend(state.seats.mail(sequence, |choice| GenerationEvent::Token {
                         choice,
                         token: drawn.token,
@@ -391,18 +442,9 @@ impl Shared {
         if let (Some(breaker), Some(works)) = (&mut state.breaker, works) {
             if works { breaker.succeeded(now) } else { breaker.failed(now) }
         }
-        let busy = outcome.busy;
         let ended = state.scheduler.commit(now, outcome);
         mail.extend(state.ended(now, &ended, &failures, &self.trace));
-        let blocks = state.scheduler.blocks();
-        drop(state);
-        // Before anybody hears of it: who then looks finds the step.
-        self.metrics.step_ended(&plan, busy);
-        self.trace.step(span, &plan, blocks);
-        mail.into_iter().for_each(Mail::send);
-        for (_, reason) in failures.iter().take(1) {
-            tracing::warn!(sequences = failures.len(), reason, "sequences failed");
-        }
+        Report { mail, step: Some((span, plan, state.scheduler.blocks())), failures }
     }
 
     fn drawn(&self, now: Time, state: &mut State, sequence: SequenceId) {

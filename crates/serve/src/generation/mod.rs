@@ -2,14 +2,16 @@
 //!
 //! Invariants, those about absences first:
 //! - Nothing here decides what runs in a step: `trustformers_batching::continuous` does.
-//! - The engine's thread waits for no caller, makes no text of tokens and writes to no socket.
+//! - The engine's thread waits for no caller, tells none, makes no text of tokens and writes to no socket.
 //! - Every sequence that was admitted is told of exactly one end, or its caller left.
 //!
-//! Code map: [`request`] is what is asked and answered, [`engine`] the thread, [`generating`] its callers' side,
+//! Code map: [`request`] is what is asked and answered, [`engine`] the thread, `clerk` what is done beside it while
+//! a step runs, [`generating`] its callers' side,
 //! `seats` who is generating what, `steps` runs a plan and isolates what fails, [`sampling`] draws tokens from logits,
 //! [`choice`] makes a text of its tokens, [`insight`] and [`trace`] show what happened.
 
 pub mod choice;
+mod clerk;
 pub mod engine;
 pub mod generating;
 pub mod insight;

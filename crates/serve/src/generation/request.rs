@@ -11,6 +11,8 @@ use super::sampling::{Logprobs, Sampling};
 /// What a caller asks a language model for.
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
+    /// Its name in replies, log lines and traces.
+    pub id: Arc<str>,
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
     /// Texts that go on from the prompt, each on its own.

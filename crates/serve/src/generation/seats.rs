@@ -14,6 +14,7 @@ use super::trace::Life;
 /// One sequence of an admitted request.
 #[derive(Debug)]
 pub(super) struct Seat {
+    id: Arc<str>,
     pub(super) request: RequestId,
     pub(super) choice: u32,
     /// Not there while a step draws with it.
@@ -41,7 +42,8 @@ impl Seat {
         now: Time,
     ) -> Life {
         let Self { request, arrived, began, first_token, .. } = *self;
-        Life { request, sequence, end, cached_tokens, arrived, began, first_token, left: now }
+        let id = Arc::clone(&self.id);
+        Life { id, request, sequence, end, cached_tokens, arrived, began, first_token, left: now }
     }
 
     /// An event for its caller, to be sent when no lock is held.
@@ -117,6 +119,7 @@ impl Seats {
         let (events, receiver) = mpsc::channel(most.max(1));
         for ((sequence, sampler), choice) in admitted.sequences().zip(samplers).zip(0..) {
             let seat = Seat {
+                id: Arc::clone(&request.id),
                 request: admitted.request,
                 choice,
                 sampler: Some(sampler),

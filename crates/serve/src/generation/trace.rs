@@ -1,12 +1,13 @@
 //! The last steps of a model and the texts that ended lately, in the form that Perfetto and Chrome open.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use trustformers_batching::Time;
-use trustformers_batching::continuous::{BlockCounts, RequestId, SequenceId, StepPlan};
+use trustformers_batching::continuous::{BlockCounts, RequestId, SequenceId, StepId, StepPlan};
 
 /// How many steps are kept, and how many texts.
 const KEPT: usize = 4096;
@@ -33,8 +34,10 @@ struct Step {
 }
 
 /// A sequence through its life.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Life {
+    /// The id that replies and log lines name its request by.
+    pub(super) id: Arc<str>,
     pub(super) request: RequestId,
     pub(super) sequence: SequenceId,
     /// How it ended.
@@ -48,16 +51,47 @@ pub(super) struct Life {
     pub(super) left: Time,
 }
 
+/// What is done while a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// Callers are told what the last step brought.
+    Tell,
+    /// The next step is planned.
+    Plan,
+}
+
+impl Errand {
+    /// What it is, and what it counts.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Errand::Tell => ("tell callers", "events"),
+            Errand::Plan => ("plan ahead", "sequences"),
+        }
+    }
+}
+
+/// Something that was done beside the steps.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Aside {
+    pub(super) errand: Errand,
+    /// The last step that had ended.
+    pub(super) last: StepId,
+    pub(super) count: usize,
+    pub(super) began: Time,
+    pub(super) ended: Time,
+}
+
 /// The last steps and texts of one model, as many as are kept.
 #[derive(Debug, Default)]
 pub struct Trace {
     steps: Mutex<VecDeque<Step>>,
+    asides: Mutex<VecDeque<Aside>>,
     lives: Mutex<VecDeque<Life>>,
 }
 
-fn keep<T>(list: &Mutex<VecDeque<T>>, item: T) {
+fn keep<T>(list: &Mutex<VecDeque<T>>, most: usize, item: T) {
     let mut list = list.lock();
-    if list.len() == KEPT {
+    if list.len() == most {
         list.pop_front();
     }
     list.push_back(item);
@@ -105,11 +139,16 @@ impl Trace {
             predicted_us: plan.predicted.map(|predicted| predicted.as_secs_f64() * 1e6),
             blocks,
         };
-        keep(&self.steps, step);
+        keep(&self.steps, KEPT, step);
+    }
+
+    pub(super) fn aside(&self, aside: Aside) {
+        // Two beside each step.
+        keep(&self.asides, 2 * KEPT, aside);
     }
 
     pub(super) fn life(&self, life: Life) {
-        keep(&self.lives, life);
+        keep(&self.lives, KEPT, life);
     }
 
     /// Steps and texts as events of Chrome's trace format, of process `process`, which is called `name`. `behind` is
@@ -117,10 +156,16 @@ impl Trace {
     pub fn events(&self, process: usize, name: &str, behind: Duration) -> Vec<Value> {
         let place = Place { process, behind: behind.as_secs_f64() * 1e6 };
         let named = |what: &str, thread: usize, name: &str| json!({ "ph": "M", "name": what, "pid": process, "tid": thread, "args": { "name": name } });
-        let mut events = vec![named("process_name", 0, name), named("thread_name", 1, "steps")];
+        let mut events = vec![
+            named("process_name", 0, name),
+            named("thread_name", 1, "steps"),
+            named("thread_name", 3, "beside steps"),
+        ];
         // Copied, as the engine's thread must not wait while they are written.
-        let (steps, lives) = (self.steps.lock().clone(), self.lives.lock().clone());
+        let (steps, asides) = (self.steps.lock().clone(), self.asides.lock().clone());
+        let lives = self.lives.lock().clone();
         steps.iter().for_each(|step| events.extend(step.events(place)));
+        events.extend(asides.iter().map(|aside| aside.event(place)));
         lives.iter().for_each(|life| events.extend(life.events(place)));
         events
     }
@@ -158,12 +203,22 @@ impl Step {
     }
 }
 
+impl Aside {
+    fn event(&self, place: Place) -> Value {
+        let (name, count) = self.errand.names();
+        json!({
+            "ph": "X", "name": name, "pid": place.process, "tid": 3,
+            "ts": place.at(self.began), "dur": self.ended.since(self.began).as_secs_f64() * 1e6,
+            "args": { "last_step": self.last.0, count: self.count },
+        })
+    }
+}
+
 impl Life {
     /// One track a text: the whole of it, and within that waiting, its prompt and what it generates.
     fn events(&self, place: Place) -> Vec<Value> {
         let name = format!("text {}", self.sequence.0);
-        let about =
-            json!({ "request": self.request.0, "end": self.end, "cached_tokens": self.cached_tokens });
+        let about = json!({ "request_id": &*self.id, "request": self.request.0, "end": self.end, "cached_tokens": self.cached_tokens });
         let slice = |name: &str, from, to, args: &Value| {
             [("b", from), ("e", to)]
                 .map(|(phase, time)| place.of_text(phase, name, self.sequence, time, args))
@@ -224,6 +279,7 @@ mod tests {
         let trace = Trace::default();
         let (request, sequence) = (RequestId(4), SequenceId(7));
         trace.life(Life {
+            id: "abc".into(),
             request,
             sequence,
             end: "length",
@@ -243,7 +299,7 @@ mod tests {
         let ended = [("wait", 115.0), ("prefill", 130.0), ("generate", 190.0), ("text 7", 190.0)];
         assert_eq!(of("b"), named(begun));
         assert_eq!(of("e"), named(ended));
-        assert!(events.iter().skip(2).all(|event| event["id2"]["local"] == "0x7"));
+        assert!(events.iter().skip(3).all(|event| event["id2"]["local"] == "0x7"));
     }
 
     #[test]

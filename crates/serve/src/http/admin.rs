@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 use trustformers_batching::BreakerState;
 
 use super::error::{ApiError, Code};
@@ -45,15 +46,19 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 /// `GET /admin/trace`: the last steps of every model that generates text, in Chrome's trace format.
-pub(super) async fn trace(State(app): State<Arc<App>>) -> Json<Value> {
-    let mut events = Vec::new();
-    for (process, version) in app.registry.versions().enumerate() {
-        if let Some(generator) = version.ready().as_ref().and_then(|running| running.generator()) {
-            let name = format!("{} {}", version.model(), version.name());
-            events.extend(generator.engine.trace(process, &name, app.started.elapsed()));
+pub(super) async fn trace(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    // Thousands of events take milliseconds, which other requests must not wait for.
+    let written = spawn_blocking(move || {
+        let mut events = Vec::new();
+        for (process, version) in app.registry.versions().enumerate() {
+            if let Some(generator) = version.ready().as_ref().and_then(|running| running.generator()) {
+                let name = format!("{} {}", version.model(), version.name());
+                events.extend(generator.engine.trace(process, &name, app.started.elapsed()));
+            }
         }
-    }
-    Json(json!({ "displayTimeUnit": "ms", "traceEvents": events }))
+        Json(json!({ "displayTimeUnit": "ms", "traceEvents": events })).into_response()
+    });
+    written.await.map_err(|panic| ApiError::new(Code::ModelFailed, format!("no trace was written: {panic}")))
 }
 
 /// `POST /admin/models/{name}/reset_breaker`: lets requests in again, whatever the model did before.

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout_at;
 
 use super::error::{ApiError, Code};
+use super::request_id::RequestId;
 use super::wire::Format;
 use crate::app::App;
 
@@ -76,6 +77,7 @@ impl Drop for Watched {
 
 /// A request whose body has arrived.
 pub(super) struct Asked {
+    pub(super) id: RequestId,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) arrived: Instant,
@@ -85,13 +87,14 @@ impl Asked {
     /// Reads a body of JSON. 415 where it is said to be anything else.
     pub(super) async fn json(app: &App, request: Request<Body>) -> Result<Self, ApiError> {
         let arrived = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let id = parts.extensions.remove().unwrap_or_else(|| RequestId::of(&parts.headers));
         if Format::of_request(&parts.headers)? != Format::Json {
             return Err(ApiError::new(Code::UnsupportedMediaType, "this route takes application/json"));
         }
         let deadline = arrived + app.settings.request_timeout;
         let body = read(&parts.headers, body, app.settings.max_body_size, deadline).await?;
-        Ok(Self { headers: parts.headers, body, arrived })
+        Ok(Self { id, headers: parts.headers, body, arrived })
     }
 }
 

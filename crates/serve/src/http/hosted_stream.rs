@@ -18,18 +18,13 @@ use super::body::Asked;
 use super::error::{ApiError, Code, ErrorStyle};
 use super::hosted;
 use super::infer::{MOST_RELOADS, Urgency, counted, explain, ready};
-use super::request_id::RequestId;
 use super::wire::{Format, Target};
 use crate::app::{App, Flight};
 use crate::hosted::{Answer, Next};
 use crate::registry::{Origin, Piecewise, Terms, Unanswered, Version};
 
 /// The reply, where the body names a hosted model; `None` where it does not.
-pub(super) async fn begin(
-    app: &App,
-    asked: &Asked,
-    id: &RequestId,
-) -> Option<Result<Response<Body>, ApiError>> {
+pub(super) async fn begin(app: &App, asked: &Asked) -> Option<Result<Response<Body>, ApiError>> {
     // A body that is no object is for others to refuse.
     let (model, version) = Format::Json.parse_target(&asked.body).ok()?;
     let model = app.registry.model(model.as_deref()?).ok()?;
@@ -43,19 +38,14 @@ pub(super) async fn begin(
     if !is_hosted(&version) {
         return None;
     }
-    Some(counted(&version, stream(app, &version, asked, id).await))
+    Some(counted(&version, stream(app, &version, asked).await))
 }
 
 fn is_hosted(version: &Version) -> bool {
     matches!(version.source().origin, Origin::Hosted(_))
 }
 
-async fn stream(
-    app: &App,
-    version: &Arc<Version>,
-    asked: &Asked,
-    id: &RequestId,
-) -> Result<Response<Body>, ApiError> {
+async fn stream(app: &App, version: &Arc<Version>, asked: &Asked) -> Result<Response<Body>, ApiError> {
     let call = hosted::read(version, Format::Json, &asked.body, Target::Body, 1)?;
     if call.many {
         return Err(ApiError::malformed("this route takes one item in \"data\""));
@@ -81,7 +71,7 @@ async fn stream(
         ended: false,
         version: Arc::clone(version),
         arrived,
-        request_id: id.as_str().to_owned(),
+        request_id: asked.id.to_string(),
         _flight: app.in_flight.enter(),
     };
     let mut response = Response::new(Body::new(events));

@@ -47,6 +47,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/v1/inference/stream"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/tokenizer_info"),
@@ -76,6 +77,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/inference/stream", post(completions::inference::stream))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(completions::chats))
+        .route("/v1/responses", post(completions::responses))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/tokenizer_info", get(tokens::tokenizer_info))

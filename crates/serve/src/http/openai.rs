@@ -128,7 +128,7 @@ pub(super) async fn embeddings(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<EmbeddingsReply>, ApiError> {
-    let Asked { headers, body, arrived } = Asked::json(&app, request).await?;
+    let Asked { headers, body, arrived, .. } = Asked::json(&app, request).await?;
     let asked = body::beside_others(body.len(), || parse(&body))?;
     let version = only(&app.registry, asked.model.as_deref(), "makes embeddings", |running| {
         tokenizer(running).is_some()

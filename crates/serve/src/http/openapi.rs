@@ -224,6 +224,7 @@ fn summary(route: &str) -> &'static str {
         "/v1/inference/stream" => "A result piece by piece, as server-sent events",
         "/v1/completions" => "Texts that go on from a prompt, as OpenAI has it",
         "/v1/chat/completions" => "Texts that go on from a conversation, as OpenAI has it",
+        "/v1/responses" => "What a model says to a text or a conversation, as OpenAI has it",
         "/v1/embeddings" => "Embeddings of texts, as OpenAI has it",
         "/v1/models" => "The models, as OpenAI has it",
         "/tokenize" => "The tokens of a text",

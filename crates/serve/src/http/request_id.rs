@@ -35,6 +35,11 @@ impl RequestId {
         Self(format!("{id:016x}").into())
     }
 
+    /// As text that is shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -5,6 +5,7 @@
 - `autobatch`, `Batcher`: batching in this process, of any Python function, over threads.
 - `batch`: the same over the callers of an event loop; `register`, `registry`: functions as models.
 - `App`, `load_app`: models that are batched as their annotations say.
+- `DynamicBatcher`, `TokenBatcher`: batching of record streams on an event loop.
 - `TrustformersError` and its subclasses: one class for each error code of the server.
 
 Importing this package loads LibTorch's libraries but never imports torch; the HTTP libraries and
@@ -25,7 +26,9 @@ from trustformers_serve._core import __version__  # noqa: E402
 from trustformers_serve.config import ServerConfig  # noqa: E402
 from trustformers_serve.errors import (  # noqa: E402
     ApiError,
+    AuthenticationError,
     BatcherClosedError,
+    BatchResultsError,
     BodyTooLargeError,
     BreakerOpenError,
     ConfigError,
@@ -39,8 +42,10 @@ from trustformers_serve.errors import (  # noqa: E402
     InferenceError,
     InputTypeError,
     InvalidInputError,
+    ItemTooLargeError,
     MalformedRequestError,
     MethodNotAllowedError,
+    MissingExtraError,
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -73,12 +78,15 @@ if TYPE_CHECKING:
     from trustformers_serve.batching import Breaker, batch
     from trustformers_serve.client import Client
     from trustformers_serve.decorators import autobatch
+    from trustformers_serve.dynamic_batcher import BatchStats, CostEstimator, DynamicBatcher
     from trustformers_serve.registry import ModelInfo, Registry, register
     from trustformers_serve.serving import serve
+    from trustformers_serve.token_batcher import Prompt, TokenBatcher, TokenEstimator
 
 _LAZY = {
     "App": "trustformers_serve.app",
     "AsyncClient": "trustformers_serve.async_client",
+    "BatchStats": "trustformers_serve.dynamic_batcher",
     "Batcher": "trustformers_serve.batcher",
     "BatcherMetrics": "trustformers_serve.batcher",
     "Client": "trustformers_serve.client",
@@ -86,6 +94,11 @@ _LAZY = {
     "ModelInfo": "trustformers_serve.registry",
     "Registry": "trustformers_serve.registry",
     "Tensor": "trustformers_serve.annotations",
+    "CostEstimator": "trustformers_serve.dynamic_batcher",
+    "DynamicBatcher": "trustformers_serve.dynamic_batcher",
+    "Prompt": "trustformers_serve.token_batcher",
+    "TokenBatcher": "trustformers_serve.token_batcher",
+    "TokenEstimator": "trustformers_serve.token_batcher",
     "autobatch": "trustformers_serve.decorators",
     "batch": "trustformers_serve.batching",
     "load_app": "trustformers_serve.app",
@@ -97,6 +110,9 @@ __all__ = [
     "ApiError",
     "App",
     "AsyncClient",
+    "AuthenticationError",
+    "BatchResultsError",
+    "BatchStats",
     "Batcher",
     "BatcherClosedError",
     "BatcherMetrics",
@@ -108,21 +124,26 @@ __all__ = [
     "ConfigurationError",
     "ConnectionBrokenError",
     "ConnectionFailedError",
+    "CostEstimator",
     "DeadlineExceededError",
     "DecorationError",
+    "DynamicBatcher",
     "ExecutorError",
     "HeadersTooLargeError",
     "InferenceError",
     "InputTypeError",
     "InvalidInputError",
+    "ItemTooLargeError",
     "MalformedRequestError",
     "MethodNotAllowedError",
+    "MissingExtraError",
     "ModelFailedError",
     "ModelInfo",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "OverloadedError",
     "PriorityNotAllowedError",
+    "Prompt",
     "QueueFullError",
     "Registry",
     "ReplyTimeoutError",
@@ -135,6 +156,8 @@ __all__ = [
     "ServerStartError",
     "ShuttingDownError",
     "Tensor",
+    "TokenBatcher",
+    "TokenEstimator",
     "TransportError",
     "TrustformersError",
     "UnexpectedReplyError",

@@ -67,9 +67,9 @@ def predict_batch(
     model: str, instances: Iterable[Any], options: Options, raise_on_error: bool
 ) -> Call[list[Any]]:
     """Many items."""
-    # An array is packed whole: its rows are the instances.
-    items: Any = instances if hasattr(instances, "tolist") else list(instances)
-    content, found_numpy = _codec.pack({"instances": items, **options.fields()})
+    # The rows of an array are the instances.
+    content, found_numpy = _codec.pack({"instances": list(instances), **options.fields()})
+    found_numpy |= type(instances).__module__ == "numpy"
     convert = _converter(options, found_numpy)
 
     def read(reply: Reply) -> list[Any]:

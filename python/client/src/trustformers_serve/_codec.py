@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -36,10 +37,22 @@ class Reply:
     body: bytes
 
 
+_DTYPES = {
+    "float32": "f32",
+    "float64": "f64",
+    "float16": "f16",
+    "bool": "bool",
+    **{f"{kind}int{bits}": f"{kind or 'i'}{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""The server's names for element types."""
+
+
 def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
     """The MessagePack form of a body, and whether a numpy array was in it.
 
-    Whatever has a `tolist` method (arrays and tensors of any library) is sent as nested lists.
+    Arrays of numpy and tensors of torch are sent as their bytes, with type and shape:
+    `{"dtype": "f32", "shape": [2, 3], "data": b"..."}`. Whatever else has a `tolist` method is sent as nested
+    lists, and so is what has no dimension, or a type that the server does not know.
 
     Raises:
         TypeError: A value has no MessagePack form.
@@ -50,10 +63,66 @@ def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
         nonlocal found_numpy
         if not hasattr(value, "tolist"):
             raise TypeError(f"cannot send a {type(value).__name__} to the server: {value!r}")
-        found_numpy |= type(value).__module__ == "numpy"
-        return value.tolist()
+        library = type(value).__module__.partition(".")[0]
+        found_numpy |= library == "numpy"
+        packed = _tensor(value, library) if library in {"numpy", "torch"} and value.ndim > 0 else None
+        return value.tolist() if packed is None else packed
 
     return _packb(body, default=plain), found_numpy
+
+
+def _tensor(value: Any, library: str) -> dict[str, Any] | None:
+    """An array's or a tensor's form on the wire; None where it has none."""
+    shape = list(value.shape)
+    if library == "torch":
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            # numpy has no such type; the bytes of any other of its size are the same.
+            return {"dtype": "bf16", "shape": shape, "data": value.view(_int16()).numpy().tobytes()}
+        if str(value.dtype).removeprefix("torch.") not in _DTYPES:
+            return None
+        value = value.numpy()
+    dtype = _DTYPES.get(value.dtype.name)
+    if dtype is None:
+        return None
+    if value.dtype.byteorder == ">":
+        value = value.astype(value.dtype.newbyteorder("<"))
+    return {"dtype": dtype, "shape": shape, "data": value.tobytes()}
+
+
+def array(dtype: str, shape: list[int], data: bytes) -> Any:
+    """The array of numpy that such a form is; a tensor of torch for "bf16", which numpy does not have.
+
+    Raises:
+        ValueError: There is no such type, or the bytes are not those of the shape.
+    """
+    if dtype == "bf16":
+        import torch
+
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.bfloat16) if data else torch.zeros(0)
+        return tensor.reshape(shape)
+    import numpy as np
+
+    names = {name: numpy_name for numpy_name, name in _DTYPES.items()}
+    if dtype not in names:
+        raise ValueError(f"there is no tensor of dtype {dtype!r}")
+    flat: Any = np.frombuffer(data, np.dtype(names[dtype]))
+    # A copy, because who gets it may change it.
+    return flat.reshape(shape).copy()
+
+
+def lists(value: Any) -> Any:
+    """The value with nested lists in the place of arrays and tensors."""
+    if isinstance(value, dict):
+        return {name: lists(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [lists(inner) for inner in cast("list[Any]", value)]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _int16() -> Any:
+    # There is a tensor, so torch is imported.
+    return sys.modules["torch"].int16
 
 
 def unpack(reply: Reply) -> Any:
@@ -86,8 +155,9 @@ def to_numpy(value: Any) -> Any:
     import numpy as np
 
     if isinstance(value, dict):
-        return {name: np.asarray(array) for name, array in cast("dict[str, Any]", value).items()}
-    return np.asarray(value)
+        return {name: to_numpy(inner) for name, inner in cast("dict[str, Any]", value).items()}
+    # What a function answers need not be numbers.
+    return value if value is None or isinstance(value, (str, bytes)) else np.asarray(value)
 
 
 def embeddings(encoded: list[str]) -> npt.NDArray[np.float32]:

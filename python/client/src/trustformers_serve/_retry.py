@@ -1,9 +1,13 @@
-"""Which failures are worth another try, and when. Nothing here waits or reads a clock."""
+"""Which failures are worth another try, and when, and what a client says of that.
+
+Nothing here waits or reads a clock.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from trustformers_serve._calls import Call, retry_after
 from trustformers_serve._codec import Reply
@@ -16,6 +20,12 @@ _REFUSED = frozenset({429, 503})
 _LONGEST_BACKOFF_SECONDS = 10.0
 
 
+def shown(url: str) -> str:
+    """A URL as a repr shows it: without a name and a password that stand in it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How often and how patiently; see `Client`."""
@@ -24,13 +34,21 @@ class RetryPolicy:
     retry_delay: float
     longest_wait: float
     """A server that asks for a longer wait than this is not waited for: its error is raised at once."""
+    repeat_unsafe: bool = False
+    """Whether what may have run is repeated too: after any status from 500 on, and a broken connection."""
+
+    def __str__(self) -> str:
+        """What a client's repr says of it."""
+        unsafe = " repeat_unsafe=True" if self.repeat_unsafe else ""
+        return f"timeout={self.longest_wait:g} max_retries={self.max_retries}{unsafe}"
 
     def wait_seconds(
         self, call: Call[Any], outcome: Reply | TransportError, retries: int, jitter: float
     ) -> float | None:
         """Seconds to wait before `call` is sent again, or None when `outcome` stands.
 
-        Only what cannot have run is repeated, and a GET, which may run twice.
+        Only what cannot have run is repeated, and a GET, which may run twice, unless `repeat_unsafe` is set.
+        Silence is not repeated either way: the caller's patience is over.
 
         Args:
             call: What was sent.
@@ -42,11 +60,12 @@ class RetryPolicy:
             return None
         asked = 0.0
         if isinstance(outcome, Reply):
-            if outcome.status not in _REFUSED or outcome.status in call.final_statuses:
+            again = outcome.status in _REFUSED or (self.repeat_unsafe and outcome.status >= 500)
+            if not again or outcome.status in call.final_statuses:
                 return None
             asked = retry_after(outcome) or 0.0
         elif not isinstance(outcome, ConnectionFailedError) and not (
-            call.method == "GET" and isinstance(outcome, ConnectionBrokenError)
+            (call.method == "GET" or self.repeat_unsafe) and isinstance(outcome, ConnectionBrokenError)
         ):
             return None
         if asked > self.longest_wait:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import functools
+import threading
 import types
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
@@ -87,52 +87,77 @@ class Worker(Batcher):
         future: asyncio.Future[Any] = loop.create_future()
         return future, self._core.send(item, runner, future, port, priority)
 
+    def answered(self, future: asyncio.Future[Any], pending: _core.Pending | None) -> None:
+        """Takes an item back whose caller was cancelled; one that ended leaves nothing behind."""
+        self.load -= 1
+        if pending is not None and future.cancelled():
+            pending.cancel()
+
     def _route(self, loop: asyncio.AbstractEventLoop) -> tuple[_core.LoopPort, Function]:
         for closed in [known for known in self._routes if known.is_closed()]:
             self._routes.pop(closed, None)
         runner = self._function
         if self._coroutine:
-            runner = functools.update_wrapper(_OnLoop(self._function, loop, self._arguments), self._function)
+            runner = functools.update_wrapper(
+                _OnLoop(self._core, self._function, loop, self._arguments), self._function
+            )
         elif self._arguments:
             runner = functools.partial(self._function, **self._arguments)
         return self._routes.setdefault(loop, (self._port(loop), runner))
 
 
 class _OnLoop:
-    """Runs a coroutine function on an event loop, for a thread that waits for it."""
+    """Runs a coroutine function on an event loop, for a thread that waits for it.
+
+    The loop itself ends the batch, so that its callers need not wait for the thread to be awake.
+    """
 
     def __init__(
-        self, function: Function, loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]
+        self,
+        core: _core.Batcher,
+        function: Function,
+        loop: asyncio.AbstractEventLoop,
+        arguments: Mapping[str, Any],
     ) -> None:
+        self._core = core
         self._coroutine_function = function
         self._loop = loop
         self._arguments = arguments
+        # Loops hold their tasks weakly.
+        self._task: asyncio.Task[None] | None = None
 
-    def __call__(self, *given: Any) -> Any:
-        """Blocks until it is done.
+    def __call__(self, *given: Any) -> None:
+        """Blocks until the batch has ended.
 
         Raises:
-            RuntimeError: The loop was closed.
+            RuntimeError: The loop was closed before.
         """
-        work = self._run(given)
+        ended = threading.Lock()
+        ended.acquire()
+        work = self._run(given, ended)
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._loop.call_soon_threadsafe(self._start, work)
         except RuntimeError:
             work.close()
             raise
-        while True:
-            try:
-                return future.result(_LOOK_EVERY_SECONDS)
-            except concurrent.futures.TimeoutError:
-                if future.done():
-                    # The exception was its own, or it ended just now.
-                    return future.result()
-                if self._loop.is_closed():
-                    work.close()
-                    raise RuntimeError("the event loop was closed") from None
+        while not ended.acquire(timeout=_LOOK_EVERY_SECONDS):
+            if self._loop.is_closed():
+                work.close()
+                raise RuntimeError("the event loop was closed")
 
-    async def _run(self, given: tuple[Any, ...]) -> Any:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._loop.create_task(work)
+
+    async def _run(self, given: tuple[Any, ...], ended: threading.Lock) -> None:
         function = self._coroutine_function
         _inside.set(_inside.get() | {id(function)})
-        running: Coroutine[Any, Any, Any] = function(*given, **self._arguments)
-        return await running
+        try:
+            results = await function(*given, **self._arguments)
+        except BaseException as error:
+            self._core.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._core.complete(results)
+        finally:
+            ended.release()

@@ -79,10 +79,11 @@ def in_words(error: pydantic.ValidationError, name: str = "") -> str:
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
     try:
-        return _kept_adapter(annotation)
+        hash(annotation)
     except TypeError:
-        # Cannot be hashed, as an annotation with a list among its metadata.
+        # It has a list among its metadata, say.
         return _new_adapter(annotation)
+    return _kept_adapter(annotation)
 
 
 def _new_adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:

@@ -16,7 +16,7 @@ from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
 from trustformers_serve._generate import StreamReader
-from trustformers_serve._retry import RetryPolicy
+from trustformers_serve._retry import RetryPolicy, shown
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
@@ -65,10 +65,12 @@ class AsyncClient:
         retry_delay: float = 0.1,
         verify_ssl: bool = True,
         headers: Mapping[str, str] | None = None,
+        *,
+        repeat_unsafe: bool = False,
     ) -> None:
         """Opens no connection yet; the arguments are those of `Client`."""
         self.base_url = base_url.rstrip("/")
-        self._policy = RetryPolicy(max_retries, retry_delay, timeout)
+        self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
         all_headers = dict(headers or {})
         if api_key is not None:
             all_headers["Authorization"] = f"Bearer {api_key}"
@@ -204,6 +206,10 @@ class AsyncClient:
         """Closes the connections."""
         await self._http.aclose()
 
+    def __repr__(self) -> str:
+        """Where it calls, and how patiently; never its key."""
+        return f"<AsyncClient {shown(self.base_url)} {self._policy}>"
+
     async def __aenter__(self) -> AsyncClient:
         """The client itself."""
         return self
@@ -253,10 +259,8 @@ class AsyncClient:
             if stream and response.status_code == 200:
                 return _Begun(response.status_code, headers, b"", response)
             return Reply(response.status_code, headers, await response.aread())
-        except httpx.TransportError as error:
-            failure = _failure(error)
-            failure.__cause__ = error
-            return failure
+        except httpx.RequestError as error:
+            return failure_of(error)
 
 
 @dataclass(frozen=True)
@@ -270,14 +274,18 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for chunk in response.aiter_bytes():
             yield chunk
-    except httpx.TransportError as error:
-        raise _failure(error) from error
+    except httpx.RequestError as error:
+        raise failure_of(error) from error
 
 
-def _failure(error: httpx.TransportError) -> TransportError:
+def failure_of(error: httpx.RequestError) -> TransportError:
+    """The exception of this package that httpx's own is the cause of."""
     detail = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ConnectionFailedError(f"cannot connect: {detail}")
-    if isinstance(error, httpx.TimeoutException):
-        return ReplyTimeoutError(f"no reply in time: {detail}")
-    return ConnectionBrokenError(f"no reply: {detail}")
+        failure = ConnectionFailedError(f"cannot connect: {detail}")
+    elif isinstance(error, httpx.TimeoutException):
+        failure = ReplyTimeoutError(f"no reply in time: {detail}")
+    else:
+        failure = ConnectionBrokenError(f"no reply: {detail}")
+    failure.__cause__ = error
+    return failure

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TextIO, TypeVar, overload
+from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
 from trustformers_serve import _core
+from trustformers_serve._sizes import exceeds
+from trustformers_serve.errors import ItemTooLargeError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +54,7 @@ class BatcherMetrics:
         p50_ms: The median of the times from call to result, in milliseconds; 0 before the first.
         p99_ms: Their 99th percentile.
         dropped: Items refused because the queue was full.
+        waiting: Callers that wait for a place in the queue now.
     """
 
     items: int
@@ -60,6 +63,7 @@ class BatcherMetrics:
     p50_ms: float
     p99_ms: float
     dropped: int
+    waiting: int
 
 
 class Batcher:
@@ -75,12 +79,15 @@ class Batcher:
     After a fork the child's batcher is empty and works by itself; what waited in the parent stays there.
     """
 
+    _max_item_bytes: int | None = None
+
     def __init__(
         self,
         max_batch: int = 32,
         max_wait_ms: float = 10,
         backpressure: Backpressure = "block",
         max_queue: int | None = None,
+        max_item_bytes: int | None = None,
     ) -> None:
         """Checks the limits; nothing is started yet.
 
@@ -90,6 +97,9 @@ class Batcher:
             backpressure: What a call meets at a full queue: "block" waits for a place, "drop" raises
                 `QueueFullError` at once, "passthrough" runs the item at once in a batch of its own.
             max_queue: Most items that wait; by default 16 times `max_batch`.
+            max_item_bytes: Items with more bytes than this are refused before they are queued: arrays,
+                tensors, buffers, texts, and containers by their members; of other objects only their own
+                memory counts, not what they refer to. By default no item is too large.
 
         Raises:
             ValueError: A limit is out of range.
@@ -102,6 +112,9 @@ class Batcher:
             max_queue = min(16 * max_batch, _MOST)
         if not 1 <= max_queue <= _MOST:
             raise ValueError(f"max_queue must be from 1 to {_MOST}, not {max_queue}")
+        if max_item_bytes is not None and max_item_bytes < 0:
+            raise ValueError(f"max_item_bytes must not be negative, not {max_item_bytes}")
+        self._max_item_bytes = max_item_bytes
         self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
 
     def _open(
@@ -131,12 +144,17 @@ class Batcher:
             ExecutorError: The executor failed the whole batch; its cause is what the executor raised.
             QueueFullError: The queue is full, and `backpressure` is "drop".
             BatcherClosedError: The batcher is closed.
+            ItemTooLargeError: The item has more bytes than `max_item_bytes`.
             Exception: The one that the executor returned for this item.
         """
+        if self._max_item_bytes is not None:
+            self._check_size(item, executor)
         return self._core.run(item, executor)
 
     async def arun(self, item: T, executor: Executor[T, R]) -> R:
         """As `run`, without blocking the event loop. A cancelled call never runs if it still waits."""
+        if self._max_item_bytes is not None:
+            self._check_size(item, executor)
         loop = asyncio.get_running_loop()
         port = self._ports.get(loop)
         if port is None:
@@ -159,7 +177,10 @@ class Batcher:
         Raises:
             QueueFullError: The queue is full, and `backpressure` is "drop".
             BatcherClosedError: The batcher is closed.
+            ItemTooLargeError: The item has more bytes than `max_item_bytes`.
         """
+        if self._max_item_bytes is not None:
+            self._check_size(item, executor)
         future: _Future[R] = _Future()
         future.pending = self._core.submit(item, executor, future)
         if future.pending is None:
@@ -198,14 +219,21 @@ class Batcher:
             progress: Show a progress bar on standard error.
             return_exceptions: Put failures among the results instead.
         """
+        count = len(items) if isinstance(items, Sequence) else None
+        refused: list[tuple[int, Exception]] = []
+        if self._max_item_bytes is not None:
+            items = self._checked(items, executor, refused if return_exceptions else None)
         if not progress:
-            return self._core.map(items, executor, return_exceptions, None)
-        bar = _Bar(len(items) if isinstance(items, Sequence) else None, sys.stderr)
-        try:
-            results = self._core.map(items, executor, return_exceptions, bar.show)
-            bar.show(len(results))
-        finally:
-            bar.end()
+            results = self._core.map(items, executor, return_exceptions, None)
+        else:
+            bar = _Bar(count, sys.stderr)
+            try:
+                results = self._core.map(items, executor, return_exceptions, bar.show)
+                bar.show(len(results) + len(refused))
+            finally:
+                bar.end()
+        for place, error in refused:
+            cast("list[R | Exception]", results).insert(place, error)
         return results
 
     def flush(self) -> None:
@@ -214,8 +242,8 @@ class Batcher:
 
     def metrics(self) -> BatcherMetrics:
         """What it did since it was made."""
-        items, batches, p50, p99, dropped = self._core.metrics()
-        return BatcherMetrics(items, batches, items / max(batches, 1), p50 * 1e3, p99 * 1e3, dropped)
+        items, batches, p50, p99, dropped, waiting = self._core.metrics()
+        return BatcherMetrics(items, batches, items / max(batches, 1), p50 * 1e3, p99 * 1e3, dropped, waiting)
 
     def close(self) -> None:
         """Takes nothing new, runs what is queued, and returns when everybody has been answered.
@@ -244,10 +272,31 @@ class Batcher:
     def __repr__(self) -> str:
         """Its limits."""
         max_batch, max_wait, backpressure, max_queue = self._settings
+        most = "" if self._max_item_bytes is None else f" max_item_bytes={self._max_item_bytes}"
         return (
             f"<Batcher max_batch={max_batch} max_wait_ms={max_wait * 1e3:g} "
-            f"backpressure={backpressure!r} max_queue={max_queue}>"
+            f"backpressure={backpressure!r} max_queue={max_queue}{most}>"
         )
+
+    def _check_size(self, item: Any, executor: Any) -> None:
+        limit = self._max_item_bytes
+        if limit is not None and exceeds(item, limit):
+            name = getattr(executor, "__qualname__", type(executor).__qualname__)
+            raise ItemTooLargeError(f"an item for {name} has more than max_item_bytes = {limit:,} bytes")
+
+    def _checked(
+        self, items: Iterable[T], executor: Any, refused: list[tuple[int, Exception]] | None
+    ) -> Iterator[T]:
+        """The items that are not too large; the others raise, or are noted with their places in `refused`."""
+        for place, item in enumerate(items):
+            try:
+                self._check_size(item, executor)
+            except ItemTooLargeError as error:
+                if refused is None:
+                    raise
+                refused.append((place, error))
+            else:
+                yield item
 
     def _port(self, loop: asyncio.AbstractEventLoop) -> _core.LoopPort:
         for known in [known for known in self._ports if known.is_closed()]:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
 
-from trustformers_serve import _functions
+from trustformers_serve import _core, _functions
 from trustformers_serve._functions import WORKER_ID
 from trustformers_serve._schemas import Schema
 from trustformers_serve._workers import Worker, refuse_inside
@@ -136,8 +136,18 @@ class FunctionBatcher:
         self._workers: list[Worker] = []
         self._stopping: list[Worker] = []
 
-    async def run(self, item: Any, instance: Any = None, *, priority: Priority | None = None) -> Any:
-        """The result of `item`, run in a batch with the items of other callers."""
+    def send(
+        self, item: Any, instance: Any = None, priority: Priority | None = None
+    ) -> tuple[Worker, asyncio.Future[Any], _core.Pending | None]:
+        """Brings an item of a caller on the running event loop.
+
+        What is returned is told with `Worker.answered` that its caller is done with it.
+
+        Raises:
+            ValidationError: The item is not what the schema says.
+            OverloadedError, BreakerOpenError: It is not let in.
+            ExecutorError: The function itself calls it.
+        """
         refuse_inside(self._function, "a call")
         if self._schema is not None:
             item = self._schema.read(item)
@@ -146,20 +156,13 @@ class FunctionBatcher:
             worker = workers[0] if len(workers) == 1 else self._lightest(workers)
             try:
                 future, pending = worker.send(item, instance, priority)
-                break
             except BatcherClosedError:
                 # Stopped on another thread meanwhile; or else the interpreter ends.
                 if self._workers is workers:
                     raise
-        worker.load += 1
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if pending is not None:
-                pending.cancel()
-            raise
-        finally:
-            worker.load -= 1
+            else:
+                worker.load += 1
+                return worker, future, pending
 
     async def stop(self) -> None:
         """Returns when all that was called before has been answered, and no thread is left.
@@ -371,18 +374,26 @@ def batch(
 
 def batched(function: Callable[..., Any], batcher: FunctionBatcher) -> Any:
     """The coroutine function whose calls go through `batcher` to `function`."""
-    run = batcher.run
+    send = batcher.send
     call: Any
     if batcher.is_method:
 
         async def call_method(instance: Any, item: Any, *, priority: Priority | None = None) -> Any:
-            return await run(item, instance, priority=priority)
+            worker, future, pending = send(item, instance, priority)
+            try:
+                return await future
+            finally:
+                worker.answered(future, pending)
 
         call = call_method
     else:
 
         async def call_function(item: Any, *, priority: Priority | None = None) -> Any:
-            return await run(item, priority=priority)
+            worker, future, pending = send(item, None, priority)
+            try:
+                return await future
+            finally:
+                worker.answered(future, pending)
 
         call = call_function
     functools.update_wrapper(call, function)

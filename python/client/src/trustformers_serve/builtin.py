@@ -200,4 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Run as a script, this package's folder is searched first, and its `torch` is not the one meant here.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
     sys.exit(main())

@@ -19,7 +19,7 @@ from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
 from trustformers_serve._generate import StreamReader
-from trustformers_serve._retry import RetryPolicy
+from trustformers_serve._retry import RetryPolicy, shown
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
@@ -54,12 +54,16 @@ _POOL_SIZE = 64
 class Client:
     """Calls a server; usable from several threads, and as a context manager that closes it.
 
-    Arrays of numpy (and whatever else has `tolist`) may stand anywhere in the data of a request.
+    Arrays of numpy and tensors of torch may stand anywhere in the data of a request; they are sent as bytes,
+    and whatever else has `tolist` as lists.
     A failed call raises a `TrustformersError`: one class for each error code of the server, and a
     `TransportError` where there was no reply.
 
     What cannot have run is tried again: a refused connection, and the answers 429 and 503, whose
-    `Retry-After` is honoured. A request that may have run is never repeated, unless it is a GET.
+    `Retry-After` is honoured. A request that may have run is never repeated, unless it is a GET or
+    `repeat_unsafe` is set.
+
+    Connections stay open from call to call.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Client:
         retry_delay: float = 0.1,
         verify_ssl: bool = True,
         headers: Mapping[str, str] | None = None,
+        *,
+        repeat_unsafe: bool = False,
     ) -> None:
         """Opens no connection yet.
 
@@ -83,10 +89,12 @@ class Client:
             retry_delay: Seconds before the first retry, doubled for each further one.
             verify_ssl: Whether a certificate must be valid.
             headers: Sent with every request.
+            repeat_unsafe: Repeat also what may have run, and so may run twice: after a broken connection and
+                every status from 500 on. Silence until the timeout is never repeated.
         """
         self.base_url = base_url.rstrip("/")
         self._timeout = timeout
-        self._policy = RetryPolicy(max_retries, retry_delay, timeout)
+        self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
         self._session = requests.Session()
         self._session.verify = verify_ssl
         self._session.headers.update(headers or {})
@@ -112,10 +120,10 @@ class Client:
             model: Its name.
             data: Of one input: nested lists or an array of the declared shape, without a batch
                 dimension. Of several: a dict of them by name. Of a text model: a string.
-                An array is sent as a list of numbers, which the server checks and converts. Quicker
-                for a large one are its elements as `bytes`, in the declared dtype, row-major and in
-                the server's byte order (`array.astype(np.float32).tobytes()`): only their number is
-                checked, and at most one declared dimension may be -1.
+                An array is checked and converted to the declared dtype, which costs least where it has
+                that already. Its elements as `bytes`, in the declared dtype, row-major and in the
+                server's byte order, will do too: only their number is checked then, and at most one
+                declared dimension may be -1.
             version: One version instead of the default one.
             priority: How urgent it is.
             timeout_ms: Milliseconds in which it must be answered; then it is dropped.
@@ -282,6 +290,10 @@ class Client:
     def close(self) -> None:
         """Closes the connections."""
         self._session.close()
+
+    def __repr__(self) -> str:
+        """Where it calls, and how patiently; never its key."""
+        return f"<Client {shown(self.base_url)} {self._policy}>"
 
     def __enter__(self) -> Client:
         """The client itself."""

@@ -11,8 +11,11 @@ TrustformersError
         ConnectionBrokenError   the request may have run
         ReplyTimeoutError       the request may have run, and may still
     UnexpectedReplyError        a reply that this server does not give
+    MissingExtraError           a package that only a part of this one needs
     ExecutorError               an executor that failed a whole batch
         InferenceError          a model's function that raised
+        BatchResultsError       what a DynamicBatcher's function returned is no result for each record
+    ItemTooLargeError           an item above a batcher's `max_item_bytes`
     SerializationError          a value that cannot be sent
     BatcherClosedError          a batcher that takes nothing more
     ApiError                    an error reply of the server, by its code:
@@ -56,6 +59,13 @@ class TrustformersError(Exception):
         self.request_id = request_id
         self.retry_after = retry_after
         self.index = index
+
+    def __repr__(self) -> str:
+        """Its message and whatever else is known of the failure."""
+        names = ("code", "status", "request_id", "retry_after", "index")
+        known = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        details = "".join(f", {name}={value!r}" for name, value in known.items())
+        return f"{type(self).__name__}({str(self)!r}{details})"
 
 
 class ConfigError(TrustformersError, ValueError):
@@ -102,6 +112,20 @@ class ExecutorError(TrustformersError, RuntimeError):
     """An executor raised (`__cause__`) or returned no list of the right length; the message names it."""
 
 
+class ItemTooLargeError(TrustformersError, ValueError):
+    """An item has more bytes than the batcher's `max_item_bytes`; the message names its executor."""
+
+
+class MissingExtraError(TrustformersError, ImportError):
+    """A package is not installed that only a part of this one needs; the message says which extra has it."""
+
+    def __init__(self, part: str, extra: str, package: str | None) -> None:
+        """Says that `part` needs `package`, and that `extra` brings it."""
+        message = f"{part} needs {package}: pip install 'trustformers-serve[{extra}]'"
+        super().__init__(message)
+        self.name = package
+
+
 class InferenceError(ExecutorError):
     """A model's function raised (`__cause__`); the message names the model."""
 
@@ -110,8 +134,12 @@ class SerializationError(TrustformersError, TypeError):
     """A value that neither JSON nor MessagePack can carry; the message names its type."""
 
 
+class BatchResultsError(ExecutorError, ValueError):
+    """The function of a `DynamicBatcher` returned no list of as many results as it was given records."""
+
+
 class BatcherClosedError(TrustformersError, RuntimeError):
-    """The batcher is closed, or was before the item was done."""
+    """The batcher is closed or not running, or was closed before the item was done."""
 
 
 class ApiError(TrustformersError):
@@ -232,6 +260,13 @@ class OverloadedError(ApiError):
     status = 429
 
 
+class AuthenticationError(ApiError):
+    """The API key is missing or wrong."""
+
+    code = "invalid_api_key"
+    status = 401
+
+
 class QueueFullError(OverloadedError):
     """The queue is full; `retry_after` says when to try a server's again."""
 
@@ -300,5 +335,11 @@ ERROR_BY_CODE: dict[str, type[ApiError]] = {
 }
 """The exception of each error code of the server."""
 
-ERROR_BY_OPENAI_CODE: dict[str, type[ApiError]] = {"context_length_exceeded": InvalidInputError}
+ERROR_BY_OPENAI_CODE: dict[str, type[ApiError]] = {
+    "context_length_exceeded": InvalidInputError,
+    "invalid_api_key": AuthenticationError,
+    "insufficient_quota": OverloadedError,
+    "rate_limit_exceeded": OverloadedError,
+    "server_error": ModelFailedError,
+}
 """The exception of each code that is OpenAI's own, which the server's routes for OpenAI's API have."""

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from trustformers_serve import _core, _functions
+from trustformers_serve import _codec, _core, _functions
 from trustformers_serve import registry as process_registry
 from trustformers_serve.annotations import schema
 from trustformers_serve.config import ServerConfig
@@ -136,9 +136,14 @@ class _Bound:
         """What the function returns for the item."""
         if self._reads_body:
             (item,) = call.whole() or (item,)
+            item = _codec.lists(item)
         elif self._unchecked:
             return self._function(item)
-        args, kwargs = self._arguments(item)
+        try:
+            args, kwargs = self._arguments(item)
+        except ValidationError:
+            # An array stands for the lists of its numbers where lists are what is asked for.
+            args, kwargs = self._arguments(_codec.lists(item))
         return self._function(*args, **kwargs)
 
 

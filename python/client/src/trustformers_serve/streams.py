@@ -68,6 +68,10 @@ class TextStream:
         """Closes it."""
         self.close()
 
+    def __repr__(self) -> str:
+        """Whether it is open, and how much came."""
+        return f"<TextStream {_state(self._closed, self._reader)}>"
+
     def _read(self) -> None:
         try:
             self._reader.check()
@@ -147,6 +151,13 @@ class AsyncTextStream:
         """Closes it."""
         await self.close()
 
+    def __repr__(self) -> str:
+        """Whether it is open, and how much came."""
+        begun = self._begun
+        if begun is None:
+            return "<AsyncTextStream not begun>"
+        return f"<AsyncTextStream {_state(self._closed, begun.reader)}>"
+
     async def _opened(self) -> Begun:
         if self._begun is None:
             self._begun = await self._begin()
@@ -170,6 +181,12 @@ class AsyncTextStream:
             raise
         if chunk is None and begun.reader.done:
             await self.close()
+
+
+def _state(closed: bool, reader: StreamReader) -> str:
+    made = reader.generation()
+    state = "done" if reader.done else "closed" if closed else "open"
+    return f"{state}, {sum(len(choice.text) for choice in made.choices)} characters so far"
 
 
 class Begun:

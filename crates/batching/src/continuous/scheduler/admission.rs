@@ -207,6 +207,7 @@ impl Scheduler {
                 priority: request.priority,
                 rank: request.priority,
                 fed: 0,
+                planned: 0,
                 resumed: false,
             },
         );
@@ -363,8 +364,10 @@ impl Scheduler {
             sequences += places;
             output += places * self.outlook.expected(sequence.allowed()) as f64;
             context += places * sequence.tokens.len() as f64;
-            if !sequence.decodes() {
-                pending += sequence.pending() as f64;
+            // What the step that runs feeds is not there yet.
+            let left = sequence.tokens.len() - sequence.computed;
+            if left > 1 {
+                pending += left as f64;
             }
         }
         let waiting = self.queued_sequences as f64;

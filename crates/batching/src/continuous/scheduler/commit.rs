@@ -24,9 +24,9 @@ impl Scheduler {
         let drawn: FastMap<_, _> = drawn.map(|&(id, token, stops)| (id, (token, stops))).collect();
         for id in step.work {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            let samples = sequence.draws();
             let fed = std::mem::take(&mut sequence.fed);
             self.counters.fed_tokens += fed as u64;
-            let samples = fed == sequence.pending();
             if failed.contains(&id) && (!samples || sequence.forks == 0) {
                 self.end_sequence(id, Some(End::Failed), &mut ended);
                 continue;

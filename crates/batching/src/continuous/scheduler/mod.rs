@@ -1,6 +1,7 @@
 //! The token-level scheduler: who runs in the next step, with which tokens, in which blocks.
 
 mod admission;
+mod ahead;
 mod commit;
 mod config;
 mod planning;
@@ -10,6 +11,7 @@ mod starting;
 use std::collections::BTreeSet;
 
 pub use self::admission::{Admitted, Refusal};
+use self::ahead::Ahead;
 pub use self::config::ContinuousConfig;
 pub use self::planning::Scheduled;
 use super::block_pool::{BlockCounts, BlockPool};
@@ -68,6 +70,8 @@ pub struct Scheduler {
     /// Each request's next deadline, soonest first.
     dues: BTreeSet<(Time, RequestId)>,
     step: Option<Running>,
+    /// What was planned for the step after it.
+    ahead: Option<Ahead>,
     next_request: u64,
     next_sequence: u64,
     next_step: u64,
@@ -94,6 +98,7 @@ impl Scheduler {
             just_preempted: Vec::new(),
             dues: BTreeSet::new(),
             step: None,
+            ahead: None,
             next_request: 0,
             next_sequence: 0,
             next_step: 0,
@@ -238,6 +243,10 @@ impl Scheduler {
         let (last, due, cached_tokens) = (live.left == 0, live.due, live.cached_tokens);
         if last {
             self.requests.remove(&request);
+            if self.requests.is_empty() {
+                // Of nobody.
+                self.ahead = None;
+            }
             self.dues.remove(&(due, request));
         }
         match end {
@@ -295,6 +304,7 @@ impl Scheduler {
             && self.preempted.is_empty()
             && self.just_preempted.is_empty()
             && self.dues.is_empty()
+            && self.ahead.is_none()
             && self.queue.holds_nothing()
             && self.queued_sequences == 0
             && self.queued_output == 0

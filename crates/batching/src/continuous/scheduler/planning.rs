@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 
+use super::ahead::Ahead;
 use super::{Running, Scheduler};
 use crate::continuous::block_pool::BlockId;
 use crate::continuous::prefix_cache::ChainHash;
@@ -32,33 +33,46 @@ pub struct Scheduled {
 type Coming = HashSet<ChainHash, BuildHasherDefault<Multiply>>;
 
 /// A step in the making.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Draft {
-    work: Vec<Work>,
-    copies: Vec<(BlockId, BlockId)>,
+    pub(super) work: Vec<Work>,
+    pub(super) copies: Vec<(BlockId, BlockId)>,
     load: StepLoad,
     /// Tokens that it may still feed, and those of them that may be prompts'.
     left: usize,
     prompt_left: usize,
     /// Tokens of prompts that it may still score.
     score_left: usize,
+    /// Whether others got nothing for want of blocks, or wait for what somebody computes.
+    pub(super) contested: bool,
+}
+
+impl Draft {
+    /// One in which nobody is.
+    pub(super) fn of_copies(copies: Vec<(BlockId, BlockId)>) -> Self {
+        Self { copies, ..Self::default() }
+    }
+
+    /// Makes `to` a copy of `from` before the step.
+    fn copy(&mut self, from: BlockId, to: BlockId) {
+        // Whoever had it for a copy before has been preempted.
+        self.copies.retain(|&(_, other)| other != to);
+        self.copies.push((from, to));
+    }
 }
 
 impl Scheduler {
-    /// What to run next. Nothing is planned before the last plan was committed: the tokens that
-    /// it draws are part of the next.
+    /// What to run next. Nothing runs before the last plan was committed: the tokens that it draws are part of the
+    /// next.
     pub fn schedule(&mut self, now: Time) -> Scheduled {
         let (ended, _) = self.expire(now);
         if self.step.is_some() || self.requests.is_empty() {
             return Scheduled { ended, plan: None };
         }
+        let ahead = self.ahead.take();
         let decodes = self.running.iter().filter(|id| self.sequences[id].decodes()).count();
-        self.start_waiting(now, self.prompt_budget(decodes));
-        let left = self.config.max_step_tokens as usize;
-        let mut draft = Draft { left, score_left: SCORED_CHUNK, ..Draft::default() };
-        self.plan_decodes(now, &mut draft);
-        draft.prompt_left = self.prompt_budget(draft.work.len());
-        self.plan_prompts(now, &mut draft);
+        let started = self.start_waiting(now, self.prompt_budget(decodes));
+        let mut draft = self.resume(now, ahead, started);
         while draft.work.is_empty() && self.running.len() > 1 {
             // Prompts that have begun hold all blocks, and none can go on.
             let Some(victim) = self.victim(None) else { break };
@@ -66,6 +80,16 @@ impl Scheduler {
             self.plan_prompts(now, &mut draft);
         }
         Scheduled { ended, plan: self.seal(draft) }
+    }
+
+    /// A step for those who run, with copies that are due.
+    pub(super) fn plan(&mut self, now: Time, copies: Vec<(BlockId, BlockId)>) -> Draft {
+        let left = self.config.max_step_tokens as usize;
+        let mut draft = Draft { left, score_left: SCORED_CHUNK, ..Draft::of_copies(copies) };
+        self.plan_decodes(now, &mut draft);
+        draft.prompt_left = self.prompt_budget(draft.work.len());
+        self.plan_prompts(now, &mut draft);
+        draft
     }
 
     /// The most tokens of prompts in a step in which so many decode.
@@ -79,11 +103,17 @@ impl Scheduler {
 
     fn seal(&mut self, draft: Draft) -> Option<StepPlan> {
         if draft.work.is_empty() {
+            self.ahead = Ahead::of_copies(draft);
             return None;
         }
         let id = StepId(self.next_step);
         self.next_step += 1;
-        let work = draft.work.iter().map(|work| work.sequence).collect();
+        let work: Vec<_> = draft.work.iter().map(|work| work.sequence).collect();
+        for id in &work {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.fed = std::mem::take(&mut sequence.planned);
+            }
+        }
         self.step = Some(Running { id, work, load: draft.load });
         self.counters.copies += draft.copies.len() as u64;
         Some(StepPlan {
@@ -96,8 +126,8 @@ impl Scheduler {
     }
 
     fn plan_decodes(&mut self, now: Time, draft: &mut Draft) {
-        let sequences = &self.sequences;
-        let decodes = self.running.iter().copied().filter(|id| sequences[id].decodes());
+        let takes_part = |id: &SequenceId| self.sequences[id].decodes() && !self.sequences[id].is_open();
+        let decodes = self.running.iter().copied().filter(takes_part);
         let mut decodes: Vec<_> = decodes.collect();
         if (self.pool.available() as usize) < decodes.len() {
             // Somebody may have to give way: best protected first, so that those planned are never victims.
@@ -110,7 +140,10 @@ impl Scheduler {
                     break;
                 }
                 // Itself, if nobody is less protected.
-                let Some(victim) = self.victim(None) else { break };
+                let Some(victim) = self.victim(None) else {
+                    draft.contested = true;
+                    break;
+                };
                 self.preempt_for_blocks(now, victim);
             }
         }
@@ -119,12 +152,13 @@ impl Scheduler {
     /// Feeds prompts that have places, most urgent first.
     fn plan_prompts(&mut self, now: Time, draft: &mut Draft) {
         let sequences = &self.sequences;
-        let mut prompts: Vec<_> = self.running.iter().copied().filter(|id| sequences[id].fed == 0).collect();
+        let lacks = |id: &SequenceId| sequences[id].planned == 0 && !sequences[id].is_open();
+        let mut prompts: Vec<_> = self.running.iter().copied().filter(lacks).collect();
         if prompts.is_empty() {
             return;
         }
         prompts.sort_unstable_by_key(|id| (Reverse(sequences[id].rank), *id));
-        let mut coming = Coming::default();
+        let mut coming = self.coming();
         let alone = prompts.len() == 1;
         for id in prompts {
             if draft.prompt_left == 0 {
@@ -135,22 +169,28 @@ impl Scheduler {
             }
             self.extend_from_cache(id, draft);
             if self.awaits(id, &coming) {
+                draft.contested = true;
                 continue;
             }
             let chunk = self.chunk(now, id, draft);
-            if chunk > 0 && self.prepare(id, chunk, draft) {
-                self.feed(id, chunk, draft);
-                if !alone {
-                    self.announce(id, &mut coming);
-                }
+            if chunk == 0 {
+                continue;
+            }
+            if !self.prepare(id, chunk, draft) {
+                draft.contested = true;
+                continue;
+            }
+            self.feed(id, chunk, draft);
+            if !alone {
+                self.announce(id, &mut coming);
             }
         }
     }
 
     /// How many tokens of its prompt a sequence feeds: as time, budget and blocks allow.
-    fn chunk(&mut self, now: Time, id: SequenceId, draft: &Draft) -> usize {
+    fn chunk(&mut self, now: Time, id: SequenceId, draft: &mut Draft) -> usize {
         let sequence = &self.sequences[&id];
-        let (start, mut most) = (sequence.computed, sequence.pending().min(draft.prompt_left));
+        let (start, mut most) = (sequence.start(), sequence.pending().min(draft.prompt_left));
         if !sequence.may_share(start + most) {
             most = most.min(draft.score_left);
         }
@@ -162,6 +202,7 @@ impl Scheduler {
         }
         loop {
             let room = self.room(id).saturating_sub(start);
+            draft.contested |= room < chunk;
             if room > 0 || chunk == 0 {
                 return chunk.min(room);
             }
@@ -203,7 +244,7 @@ impl Scheduler {
 
     /// The index of the block that its next token goes to, where that may not be written.
     fn shared_block(&self, sequence: &Sequence) -> Option<usize> {
-        let index = sequence.computed / self.config.block_size as usize;
+        let index = sequence.start() / self.config.block_size as usize;
         let block = *sequence.blocks.get(index)?;
         (!self.pool.writable(block)).then_some(index)
     }
@@ -213,7 +254,7 @@ impl Scheduler {
     fn prepare(&mut self, id: SequenceId, count: usize, draft: &mut Draft) -> bool {
         let sequence = &self.sequences[&id];
         let shared = self.shared_block(sequence);
-        let needed = blocks_for((sequence.computed + count) as u64, self.config.block_size) as usize;
+        let needed = blocks_for((sequence.start() + count) as u64, self.config.block_size) as usize;
         let more = needed.saturating_sub(sequence.blocks.len());
         if more + usize::from(shared.is_some()) > self.pool.available() as usize {
             return false;
@@ -222,7 +263,7 @@ impl Scheduler {
         if let Some(index) = shared
             && let Some(own) = self.pool.take()
         {
-            draft.copies.push((sequence.blocks[index], own));
+            draft.copy(sequence.blocks[index], own);
             self.pool.release(std::mem::replace(&mut sequence.blocks[index], own));
             sequence.shared = sequence.shared.min(index);
         }
@@ -234,7 +275,7 @@ impl Scheduler {
 
     fn feed(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let start = sequence.computed;
+        let start = sequence.start();
         let samples = count == sequence.pending();
         // A prompt of one token is fed like a token that was drawn.
         draft.load = if sequence.decodes() {
@@ -243,14 +284,15 @@ impl Scheduler {
             draft.load.with_chunk(start, count)
         };
         let scores = !sequence.may_share(start + count);
-        sequence.fed = count;
+        sequence.planned = count;
         draft.left -= count;
         draft.score_left = draft.score_left.saturating_sub(if scores { count } else { 0 });
         draft.prompt_left = draft.prompt_left.saturating_sub(count);
         let forks = if samples { u64::from(sequence.forks) } else { 0 };
         draft.work.push(Work {
             sequence: id,
-            tokens: sequence.tokens[start..start + count].to_vec(),
+            // Not the one that is being drawn.
+            tokens: sequence.tokens.iter().skip(start).take(count).copied().collect(),
             start: start as u32,
             blocks: sequence.blocks.clone(),
             samples,
@@ -268,7 +310,7 @@ impl Scheduler {
         loop {
             let index = sequence.blocks.len();
             let end = (index + 1) * size;
-            let aligned = sequence.computed == index * size && sequence.known == index;
+            let aligned = sequence.start() == index * size && sequence.known == index;
             let fits = end <= sequence.tokens.len() && sequence.may_share(end);
             if !aligned || !fits || !self.pool.remembers() {
                 break;
@@ -285,7 +327,7 @@ impl Scheduler {
             }
             // All of it is there: of a copy only the last token is fed again.
             if let Some(own) = self.pool.take() {
-                draft.copies.push((found, own));
+                draft.copy(found, own);
                 sequence.blocks.push(own);
                 sequence.computed = end - 1;
             }
@@ -306,12 +348,22 @@ impl Scheduler {
         let size = self.config.block_size as usize;
         let Some(sequence) = self.sequences.get_mut(&id) else { return false };
         let index = sequence.blocks.len();
-        let aligned = sequence.computed == index * size && sequence.known == index;
+        let aligned = sequence.start() == index * size && sequence.known == index;
         aligned
             && !coming.is_empty()
             && (index + 1) * size <= sequence.tokens.len()
             && sequence.may_share((index + 1) * size)
             && coming.contains(&sequence.hash(index, size))
+    }
+
+    /// What the step that runs feeds and nobody can find before it has ended.
+    fn coming(&mut self) -> Coming {
+        let mut coming = Coming::default();
+        let runs = self.step.iter().flat_map(|step| &step.work).copied();
+        for id in runs.collect::<Vec<_>>() {
+            self.announce(id, &mut coming);
+        }
+        coming
     }
 
     /// Others that begin alike may wait for the full blocks that the sequence has yet to feed.

@@ -28,15 +28,19 @@ impl Scheduler {
     }
 
     /// Who gives way first of those that run and are not in this step yet, of ranks below `below` if that is
-    /// given. Where anybody's end frees a block, it is one whose does.
+    /// given. Where anybody's end frees a block, it is one whose does. Nobody while a step runs: who ends with it may
+    /// leave enough.
     pub(super) fn victim(&self, below: Option<Priority>) -> Option<SequenceId> {
+        if self.step.is_some() {
+            return None;
+        }
         let order = |id: &SequenceId| {
             let frees = self.held_too(*id) < self.sequences[id].blocks.len();
             (!frees, self.protection(*id))
         };
         let may = |id: &SequenceId| {
             let sequence = &self.sequences[id];
-            sequence.fed == 0 && below.is_none_or(|rank| sequence.rank < rank)
+            sequence.planned == 0 && below.is_none_or(|rank| sequence.rank < rank)
         };
         self.running.iter().copied().filter(may).min_by_key(order)
     }

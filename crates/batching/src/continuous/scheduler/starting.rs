@@ -9,15 +9,18 @@ use crate::time::Time;
 
 impl Scheduler {
     /// Gives places to those that wait, for as long as a step that feeds at most `prompt_tokens` of prompts has
-    /// some to feed of them.
-    pub(super) fn start_waiting(&mut self, now: Time, prompt_tokens: usize) {
+    /// some to feed of them; whether it gave any.
+    pub(super) fn start_waiting(&mut self, now: Time, prompt_tokens: usize) -> bool {
+        let mut started = false;
         while let Some(id) = self.next_to_start(now) {
             let rank = self.rank(now, &self.sequences[&id]);
             if self.backlog(rank) >= prompt_tokens || !self.make_room(now, id, rank) {
                 break;
             }
             self.start(now, id, rank);
+            started = true;
         }
+        started
     }
 
     /// Of the preempted and the queue, who is first. The preempted have waited before: of equals they are,

@@ -1,6 +1,7 @@
 //! The token-level scheduler, by examples and against a model of the KV cache's content.
 
 mod admission;
+mod ahead;
 mod blocks;
 mod forks;
 mod inter_token;

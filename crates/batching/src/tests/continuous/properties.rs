@@ -19,6 +19,7 @@ enum Op {
     Cancel(Index),
     StopSequence(Index),
     Schedule,
+    PlanAhead,
     Commit { busy: u64, dice: u64 },
     Expire,
 }
@@ -71,6 +72,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => any::<Index>().prop_map(Op::Cancel),
         3 => any::<Index>().prop_map(Op::StopSequence),
         40 => Just(Op::Schedule),
+        25 => Just(Op::PlanAhead),
         40 => (1_u64..6, any::<u64>()).prop_map(|(busy, dice)| Op::Commit { busy, dice }),
         3 => Just(Op::Expire),
     ];
@@ -131,6 +133,7 @@ impl World {
                 }
             }
             Op::Schedule => self.schedule()?,
+            Op::PlanAhead => drop(self.scheduler.plan_ahead(self.now)),
             Op::Commit { busy, dice } => {
                 self.commit(Duration::from_nanos(*busy), |id, known| draw(*dice, id, known))?;
             }

@@ -66,6 +66,7 @@ fn run(config: ContinuousConfig, arrivals: Arrivals<'_>) -> Run {
                 let decodes = plan.work.iter().filter(|work| work.tokens.len() == 1).count();
                 let all: usize = plan.work.iter().map(|work| work.tokens.len()).sum();
                 let busy = busy(decodes, all - decodes);
+                scheduler.plan_ahead(now);
                 now = now + busy;
                 if decodes > 0 {
                     run.longest_steps.push(busy);

@@ -168,6 +168,8 @@ impl World {
         prop_assert_eq!(distinct.len(), plan.work.len(), "a sequence is in a step twice");
         let places: usize = plan.work.iter().map(|work| 1 + work.forks.len()).sum();
         prop_assert!(places <= config.max_sequences as usize, "{} sequences in a step", places);
+        let copied: BTreeSet<_> = plan.copies.iter().map(|&(_, to)| to).collect();
+        prop_assert_eq!(copied.len(), plan.copies.len(), "a block is to be two copies");
         for id in &plan.preempted {
             prop_assert!(self.live.contains_key(id), "one was preempted that had ended");
             self.preemptions += 1;

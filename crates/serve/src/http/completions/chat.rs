@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
@@ -17,20 +16,18 @@ use crate::generation::Generator;
 use crate::http::body::{self, Asked};
 use crate::http::error::ApiError;
 use crate::http::infer::{counted, ready};
-use crate::http::request_id::RequestId;
 use crate::registry::Version;
 use crate::text::RenderOptions;
 
 /// `POST /v1/chat/completions`
 pub(in crate::http) async fn chats(
     State(app): State<Arc<App>>,
-    Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || ChatCall::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
-    let result = async { chat(&app, &version, &asked, call, id.as_str()).await }.await;
+    let result = async { chat(&app, &version, &asked, call).await }.await;
     counted(&version, result)
 }
 
@@ -39,7 +36,6 @@ async fn chat(
     version: &Arc<Version>,
     asked: &Asked,
     call: ChatCall,
-    id: &str,
 ) -> Result<Response, ApiError> {
     let running = ready(version)?;
     let generator = generator(version, &running)?;
@@ -56,9 +52,9 @@ async fn chat(
         options: &options,
     };
     let (texts, _) = question.put(app, version, asked).await?;
-    let replies = Chats::new(id, version.model(), texts.tokenizer(), logprobs, &options);
+    let replies = Chats::new(asked.id.as_str(), version.model(), texts.tokenizer(), logprobs, &options);
     if options.stream {
-        return Ok(events::stream(texts, replies, id.to_owned(), app.in_flight.enter()));
+        return Ok(events::stream(texts, replies, asked.id.to_string(), app.in_flight.enter()));
     }
     Ok(replies.whole(texts).await?.into_response())
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Serialize;
@@ -22,7 +21,6 @@ use crate::http::body::{self, Asked};
 use crate::http::error::{ApiError, ErrorStyle};
 use crate::http::hosted_stream;
 use crate::http::infer::{counted, ready};
-use crate::http::request_id::RequestId;
 use crate::registry::Version;
 
 /// What of a text a model generates where `max_tokens` is not said: all that the context has room for.
@@ -31,11 +29,10 @@ const USUAL_TOKENS: u32 = u32::MAX;
 /// `POST /v1/inference/stream`
 pub(in crate::http) async fn stream(
     State(app): State<Arc<App>>,
-    Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::json(&app, request).await?;
-    if let Some(reply) = hosted_stream::begin(&app, &asked, &id).await {
+    if let Some(reply) = hosted_stream::begin(&app, &asked).await {
         return reply;
     }
     let mut fields = body::beside_others(asked.body.len(), || Fields::parse(&asked.body))?;
@@ -59,7 +56,7 @@ pub(in crate::http) async fn stream(
         let (usual_tokens, options) = (USUAL_TOKENS, &options);
         let question = Question { prompts, field, echo: false, logprobs: None, usual_tokens, options };
         let (texts, _) = question.put(&app, &version, &asked).await?;
-        Ok(super::events::stream(texts, Own, id.as_str().to_owned(), app.in_flight.enter()))
+        Ok(super::events::stream(texts, Own, asked.id.to_string(), app.in_flight.enter()))
     };
     counted(&version, result.await)
 }

@@ -2,8 +2,9 @@
 //!
 //! Code map: `fields` reads a body, `options` are what requests for text have in common, `prompts` what they go on
 //! from; `texts` grow side by side; `events` sends them as they grow, `reply` writes them in OpenAI's words
-//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations;
-//! `envelope` is what OpenAI's replies have in common.
+//! and `inference` in the server's own. `chat`, `chat_request` and `chat_reply` are the same of conversations,
+//! `responses`, `response_request` and `response_reply` of responses; `envelope` is what OpenAI's replies to the former
+//! have in common.
 
 mod chat;
 mod chat_reply;
@@ -15,11 +16,13 @@ pub(super) mod inference;
 mod options;
 mod prompts;
 mod reply;
+mod response_reply;
+mod response_request;
+mod responses;
 mod texts;
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use trustformers_batching::Rejection;
@@ -32,7 +35,6 @@ use self::texts::{Ask, Texts};
 use super::body::{self, Asked};
 use super::error::{ApiError, Code};
 use super::infer::{MOST_RELOADS, Urgency, counted, only, ready};
-use super::request_id::RequestId;
 use crate::app::App;
 use crate::generation::Generator;
 use crate::registry::{Running, Version};
@@ -40,18 +42,15 @@ use crate::registry::{Running, Version};
 pub(super) use self::chat::chats;
 pub(super) use self::chat_request::Conversation;
 pub(super) use self::prompts::{Prompt, encode};
+pub(super) use self::responses::responses;
 pub(super) use super::infer::parse_priority as priority;
 
 /// `POST /v1/completions`
-pub(super) async fn completions(
-    State(app): State<Arc<App>>,
-    Extension(id): Extension<RequestId>,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let asked = Asked::json(&app, request).await?;
     let call = body::beside_others(asked.body.len(), || Call::parse(&asked.body))?;
     let version = generating_model(&app, call.model.as_deref())?;
-    let result = async { call.answer(&app, &version, &asked, id.as_str()).await }.await;
+    let result = async { call.answer(&app, &version, &asked).await }.await;
     counted(&version, result)
 }
 
@@ -85,17 +84,12 @@ impl Call {
         Ok(call)
     }
 
-    async fn answer(
-        self,
-        app: &App,
-        version: &Arc<Version>,
-        asked: &Asked,
-        id: &str,
-    ) -> Result<Response, ApiError> {
+    async fn answer(self, app: &App, version: &Arc<Version>, asked: &Asked) -> Result<Response, ApiError> {
         let Self { prompts, echo, logprobs, options, .. } = self;
         let (usual_tokens, field) = (USUAL_TOKENS, "prompt");
         let question = Question { prompts, field, echo, logprobs, usual_tokens, options: &options };
         let (texts, echoed) = question.put(app, version, asked).await?;
+        let id = asked.id.as_str();
         let replies =
             Completions::new(id, version.model(), texts.tokenizer(), echoed, logprobs.is_some(), &options);
         if options.stream {
@@ -136,6 +130,7 @@ impl Question<'_> {
             arrived: asked.arrived,
         };
         let ask = Ask {
+            id: &asked.id,
             version,
             sampling: self.options.sampling(generator, self.logprobs)?,
             options: self.options,

@@ -17,11 +17,13 @@ use crate::generation::request::{Finish, GenerationEvent, GenerationRequest, Ref
 use crate::generation::sampling::{Logprobs, Sampling};
 use crate::http::error::{ApiError, Code};
 use crate::http::infer::already_counted;
+use crate::http::request_id::RequestId;
 use crate::registry::{Running, Terms, Version};
 use crate::text::Tokenizer;
 
 /// What a request asks of the engine, for each of its prompts.
 pub(in crate::http) struct Ask<'a> {
+    pub(in crate::http) id: &'a RequestId,
     pub(in crate::http) version: &'a Arc<Version>,
     pub(in crate::http) options: &'a Options,
     /// Where the prompts stand in the body.
@@ -77,15 +79,15 @@ pub(in crate::http) struct Update {
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(in crate::http) struct Usage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
-    prompt_tokens_details: PromptTokens,
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) total_tokens: usize,
+    pub(super) prompt_tokens_details: PromptTokens,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct PromptTokens {
-    cached_tokens: usize,
+pub(super) struct PromptTokens {
+    pub(super) cached_tokens: usize,
 }
 
 impl Texts {
@@ -110,6 +112,7 @@ impl Texts {
             let room = (generator.context as usize).saturating_sub(prompt.len()).max(1);
             let usual = ask.usual_tokens.min(u32::try_from(room).unwrap_or(u32::MAX));
             let request = GenerationRequest {
+                id: ask.id.shared(),
                 prompt: prompt.clone(),
                 choices: ask.options.best_of,
                 // A prompt that is only scored is fed like any other, and what comes after it is not looked at.

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use trustformers_batching::Priority;
 
+use super::packed::Packed;
 use super::tensor::{Level, TensorBuilder};
 use crate::tensor::{HostTensor, TensorSpec};
 
@@ -250,7 +251,8 @@ fn names(specs: &[TensorSpec]) -> String {
     specs.iter().map(|spec| format!("\"{}\"", spec.name)).collect::<Vec<_>>().join(", ")
 }
 
-/// Parses `{"name": tensor, ...}`, whose first key may have been read already.
+/// Parses `{"name": tensor, ...}`, whose first key may have been read already, or the packed tensor of a model with
+/// one input.
 fn named<'de, A: MapAccess<'de>>(
     specs: &[TensorSpec],
     first: Option<String>,
@@ -262,6 +264,14 @@ fn named<'de, A: MapAccess<'de>>(
         Some(first) => Some(first),
         None => map.next_key::<String>()?,
     };
+    if let ([spec], Some(name)) = (specs, &key)
+        && *name != spec.name
+        && Packed::FIELDS.contains(&name.as_str())
+    {
+        let mut builder = TensorBuilder::new(spec);
+        builder.packed(Packed::read(key, map)?, 0);
+        return Ok(builder.finish().map(|tensor| Item::Tensors(vec![tensor])));
+    }
     while let Some(name) = key {
         match specs.iter().position(|spec| spec.name == name) {
             Some(index) if found[index].is_none() => {

@@ -1,6 +1,7 @@
 //! Bodies of the project's own inference routes, in JSON and msgpack.
 
 mod call;
+mod packed;
 mod raw;
 mod tensor;
 

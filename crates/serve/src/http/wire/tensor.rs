@@ -1,4 +1,4 @@
-//! Nested lists to typed host buffers and back, in JSON and msgpack alike.
+//! Nested lists, and what stands packed in their place, to typed host buffers and back, in JSON and msgpack alike.
 
 use std::fmt;
 
@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
+use super::packed::{Number, Packed};
 use crate::tensor::{DType, HostTensor, TensorSpec};
 
 /// Collects one declared input while its nested lists are parsed.
@@ -120,6 +121,41 @@ impl<'a> TensorBuilder<'a> {
         }
     }
 
+    /// A tensor that stands, with a type of its own, where the lists of dimension `depth` might.
+    pub(super) fn packed(&mut self, packed: Result<Packed, String>, depth: usize) {
+        let packed = match packed {
+            Ok(packed) => packed,
+            Err(what) => return self.misfit(|| what),
+        };
+        if depth + packed.shape.len() != self.spec.shape.len() {
+            return self.misfit(|| match depth {
+                0 => format!("shape {:?}", packed.shape),
+                _ => format!("shape {:?} in dimension {depth}", packed.shape),
+            });
+        }
+        for (place, &length) in packed.shape.iter().enumerate() {
+            self.end_of_list(depth + place, length);
+        }
+        if packed.is_memory_of(self.spec.dtype.name()) {
+            self.data.extend_from_slice(&packed.data);
+            return;
+        }
+        for number in packed.numbers() {
+            match number {
+                Number::Float(value) => self.float(value),
+                Number::Integer(value) => self.integer(value),
+                Number::Bool(value) => self.boolean(value),
+            }
+        }
+    }
+
+    fn boolean(&mut self, value: bool) {
+        match self.spec.dtype {
+            DType::Bool => self.data.push(u8::from(value)),
+            _ => self.misfit(|| value.to_string()),
+        }
+    }
+
     /// Elements as they lie in memory, row-major: what numpy's `tobytes` gives. At most one dimension
     /// may be -1, for its size is what the others leave.
     fn raw(&mut self, bytes: &[u8]) {
@@ -221,10 +257,7 @@ impl<'de> Visitor<'de> for Level<'_, '_> {
 
     fn visit_bool<E>(mut self, value: bool) -> Result<(), E> {
         if self.innermost() {
-            match self.builder.spec.dtype {
-                DType::Bool => self.builder.data.push(u8::from(value)),
-                _ => self.builder.misfit(|| value.to_string()),
-            }
+            self.builder.boolean(value);
         }
         Ok(())
     }
@@ -247,9 +280,9 @@ impl<'de> Visitor<'de> for Level<'_, '_> {
         Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        self.builder.misfit(|| "an object".to_owned());
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let packed = Packed::read(None, map)?;
+        self.builder.packed(packed, self.depth);
         Ok(())
     }
 }

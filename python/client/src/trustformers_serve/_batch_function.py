@@ -1,0 +1,160 @@
+"""How the function of a `DynamicBatcher` is called: as a task of the event loop, or on a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from trustformers_serve import _core
+from trustformers_serve.errors import ExecutorError
+
+
+def name_of(function: Any) -> str:
+    """What a message calls it."""
+    return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether calling it gives something to await, as far as can be known before."""
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[Any]", function).func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_function(batcher: str, function: Any) -> None:
+    """Raises a `TypeError` that names `function` where no batch could run through it."""
+    if function is None:
+        raise TypeError(f"{batcher} requires either a coroutine function or a plain one as `process_fn`")
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{name_of(function)} generates; {batcher} takes a function that returns a list")
+
+
+def begin(
+    loop: asyncio.AbstractEventLoop,
+    call: Callable[[list[Any]], Any],
+    thread: FunctionThread | None,
+    core: _core.RecordStream,
+    records: list[Any],
+) -> None:
+    """Begins to run a batch, and has the core told when it has ended."""
+    task = loop.create_task(_called(call, records))
+    task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
+
+
+async def _called(call: Callable[[list[Any]], Any], records: list[Any]) -> Any:
+    return await call(records)
+
+
+def _ended(core: _core.RecordStream, function: Any, task: asyncio.Task[Any]) -> None:
+    if task.cancelled():
+        # Before 3.11 a task does not say whether it was cancelled, or its function only raises as if.
+        if getattr(task, "cancelling", lambda: 1)() > 0:
+            # Somebody ends every task of the loop: whatever began now would be left behind.
+            core.abandon()
+        else:
+            core.fail(_failure(function, asyncio.CancelledError()))
+    elif (error := task.exception()) is not None:
+        core.fail(_failure(function, error))
+    else:
+        core.complete(task.result())
+
+
+def _failure(function: Any, error: BaseException) -> Exception:
+    """What the members of a batch raise: an `ExecutorError` that is also of the type of `error`.
+
+    So both `except ExecutorError` and what would have caught the function's own exception do.
+    """
+    text = f": {error}" if str(error) else ""
+    message = f"{name_of(function)} raised {type(error).__qualname__}{text}"
+    failure: ExecutorError
+    if isinstance(error, ExecutorError) or not isinstance(error, Exception):
+        failure = ExecutorError(message)
+    else:
+        try:
+            failure = _both(type(error))(message)
+            failure.__dict__.update({**error.__dict__, **failure.__dict__})
+        except TypeError:
+            # Not every two classes of exceptions can be one.
+            failure = ExecutorError(message)
+    failure.__cause__ = error
+    return failure
+
+
+@functools.lru_cache(maxsize=64)
+def _both(kind: type[Exception]) -> type[ExecutorError]:
+    return type("ExecutorError", (ExecutorError, kind), {"__doc__": ExecutorError.__doc__})
+
+
+class FunctionThread:
+    """A thread for a plain function, which starts with the first batch.
+
+    A daemon, because a function that never returns must not keep the interpreter from its exit.
+    """
+
+    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
+        """Starts nothing yet."""
+        self.function = function
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def call(self, records: list[Any]) -> Any:
+        """What the function returns for the records; awaited here where it returned an awaitable."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_work, args=(self._batches, self.function), name="trustformers-records", daemon=True
+            )
+            self._thread.start()
+        self._batches.put((loop, future, records))
+        results = await future
+        return await results if inspect.isawaitable(results) else results
+
+    def close(self, wait: bool = False) -> None:
+        """Lets the thread end after what it runs, and waits for that if asked to."""
+        self._batches.put(None)
+        if wait and self._thread is not None:
+            self._thread.join()
+
+
+_Batch = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", list[Any]]
+
+
+def _work(batches: queue.SimpleQueue[_Batch | None], function: Callable[[list[Any]], Any]) -> None:
+    while (batch := batches.get()) is not None:
+        loop, future, records = batch
+        try:
+            end = functools.partial(_set_result, future, function(records))
+        except BaseException as error:  # noqa: BLE001 - the callers of the batch raise it
+            # What would end the loop if it came out of one of its tasks is its callers' alone.
+            failure = error if isinstance(error, Exception) else _failure(function, error)
+            end = functools.partial(_set_exception, future, failure)
+            del failure
+        # A closed loop has nobody who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(end)
+        # Nothing of a batch is kept while the next one is awaited.
+        del batch, future, records, end
+
+
+def _set_result(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    if future.done():
+        return
+    if isinstance(error, StopIteration):
+        wrapped = RuntimeError("the function raised StopIteration")
+        wrapped.__cause__ = error
+        error = wrapped
+    future.set_exception(error)

@@ -1,0 +1,77 @@
+"""The snippets of docs/ work as they are written, and the programs of examples/ run to their ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustformers_serve as ts
+from conftest import ROOT
+
+PATIENCE = 120
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def run(*arguments: str | Path, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PRINTED = {
+    "executors.md": ["100 (3,)\n", "12 True\n"],
+    "migration.md": ["4\n", "['ONE', 'TWO']\n", "[0, 2, 4]\n", "odd\n"],
+}
+"""What the snippets of each page print, in their order."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_snippets_of_a_page_print_what_they_made(page: Path, tmp_path: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert [run("-c", code, folder=tmp_path) for code in snippets] == PRINTED.get(page.name, [])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_names_on_a_page_exist(page: Path) -> None:
+    names = re.findall(r"\bts\.(\w+)", page.read_text())
+    assert names
+    assert [name for name in names if not hasattr(ts, name)] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        for target in re.findall(r"\]\(((?!https?://)[^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} has a link to {target}"
+
+
+def test_the_openai_package_talks_to_the_server(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/openai_client.py", folder=tmp_path).splitlines()
+    assert printed[0].strip()
+    assert re.fullmatch(r"\((completed|incomplete): \d+ tokens in, \d+ out\)", printed[1])
+    assert printed[-1].startswith("32 more, the last one: ")
+
+
+def test_a_server_of_images_answers_its_client(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "examples/resnet_server.py", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert server.stdout is not None
+            (url,) = re.findall(r"serving resnet18 on (\S+)", server.stdout.readline())
+            printed = run(ROOT / "examples/resnet_client.py", url, folder=tmp_path)
+        finally:
+            server.send_signal(signal.SIGINT)
+    assert re.search(r"of the first image: \d+, \d+, \d+, \d+, \d+\n", printed)
+    assert "32 images from 8 threads" in printed
+    (batches,) = re.findall(r"(\d+) batches", printed)
+    assert 3 <= int(batches) < 36, "images share batches"
