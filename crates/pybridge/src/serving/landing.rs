@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
@@ -175,7 +176,7 @@ impl Port {
                     };
                     match item {
                         Ok(item) => taken.push(("call", number, Some(call), Some(item))),
-                        Err(malformed) => call.end(|running| drop(running.refuse(malformed))),
+                        Err(malformed) => call.end(|running| running.refuse(malformed)),
                     }
                 }
             }
@@ -195,7 +196,7 @@ pub(crate) struct AsyncCall {
 }
 
 impl AsyncCall {
-    fn end(&self, how: impl FnOnce(Running)) {
+    fn end(&self, how: impl FnOnce(Running) -> Duration) {
         let Some(running) = self.state.lock().take() else { return };
         let instance = running.instance();
         how(running);
@@ -212,17 +213,17 @@ impl AsyncCall {
 
     /// Ends the call with its result.
     fn complete(&self, result: &Bound<'_, PyAny>) {
-        self.end(|running| drop(running.complete(result)));
+        self.end(|running| running.complete(result));
     }
 
     /// Ends the call with what its function raised.
     fn fail(&self, py: Python<'_>, raised: Py<PyAny>) {
-        self.end(|running| drop(running.fail(py, PyErr::from_value(raised.into_bound(py)))));
+        self.end(|running| running.fail(py, PyErr::from_value(raised.into_bound(py))));
     }
 
     /// Ends a call whose pieces were its result.
     fn finish(&self) {
-        self.end(|running| drop(running.finish()));
+        self.end(Running::finish);
     }
 
     /// Sends a piece of the result, or again the one that there was no room for: "sent", "full" (a "room" says
