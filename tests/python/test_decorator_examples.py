@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -36,7 +36,7 @@ def test_the_apps_models_answer_and_refuse() -> None:
 
 
 @contextmanager
-def served(name: str) -> Iterator[ts.Client]:
+def served(name: str) -> Generator[ts.Client]:
     command = [sys.executable, str(ROOT / "examples" / name), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
