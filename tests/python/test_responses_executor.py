@@ -33,7 +33,9 @@ def executor(url: str, **options: Any) -> OpenAIResponsesExecutor[str]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
     """The server's own route, over its built-in language model."""
-    config = ts.ServerConfig(server={"port": 0}, device={"default": "cpu"}, models={"tinylm": {}})
+    # A machine that is busy with other work must not make the server foresee that it will be too late.
+    patient: Any = {"port": 0, "request_timeout": "10m"}
+    config = ts.ServerConfig(server=patient, device={"default": "cpu"}, models={"tinylm": {}})
     with ts.Server(config) as server:
         yield server.url
 
