@@ -87,14 +87,13 @@ def serve(
         raise ConfigurationError("no model is registered: put `@register()` above a function")
     loop = _EventLoop()
     hosted = [_hosted(info, threads, loop) for info in models]
-    server = Server(config, hosted=hosted, on_stop=loop.close)
     if block:
-        _wait(server)
-    return server
+        return _until_signalled(lambda: Server(config, wait_ready=False, hosted=hosted, on_stop=loop.close))
+    return Server(config, hosted=hosted, on_stop=loop.close)
 
 
-def _wait(server: Server) -> None:
-    """Waits for the end of a server, or for a signal that ends it."""
+def _until_signalled(start: Callable[[], Server]) -> Server:
+    """Starts a server and waits for its end, or for a signal that ends it."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -104,12 +103,15 @@ def _wait(server: Server) -> None:
     if takes_over:
         signal.signal(signal.SIGTERM, interrupt)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        server = start()
+        # It answers before it is ready: a signal ends it from its first request on.
+        with server, contextlib.suppress(KeyboardInterrupt):
+            server.wait_ready()
             server.wait()
     finally:
         if takes_over:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        server.stop()
+    return server
 
 
 class _Call(Protocol):
