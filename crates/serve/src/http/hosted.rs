@@ -1,5 +1,8 @@
 //! Items of models that the program around the server runs: cut out of a body, and put into a reply, as they are.
 
+use std::borrow::Cow;
+
+use axum::response::Response;
 use bytes::Bytes;
 use rmp::encode::{write_array_len, write_map_len, write_str};
 
@@ -9,7 +12,6 @@ use super::predict::{ItemError, no_result, not_all_failed, response};
 use super::wire::{Format, RawCall, Target};
 use crate::hosted::Document;
 use crate::registry::{Asked, Version};
-use axum::response::Response;
 
 /// What a body asks of a hosted model.
 pub(super) fn read(
@@ -84,10 +86,10 @@ pub(super) fn many(
             body.push(b',');
         }
         let (name, value) = match result {
-            Ok(data) => ("data", Bytes::copy_from_slice(data)),
+            Ok(data) => ("data", Cow::Borrowed(data.as_slice())),
             Err(error) => {
                 let error = ItemError { code: error.code.name(), message: &error.message };
-                ("error", format.write(&error)?.into())
+                ("error", Cow::Owned(format.write(&error)?))
             }
         };
         match format {

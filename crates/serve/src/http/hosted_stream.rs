@@ -8,14 +8,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, Response};
+use axum::http::Response;
 use bytes::Bytes;
 use hyper::body::Frame;
 use trustformers_batching::{Failure, Rejection};
 
 use super::body::Asked;
 use super::error::{ApiError, Code, ErrorStyle};
+use super::event_stream::{Events, reply};
 use super::hosted;
 use super::infer::{MOST_RELOADS, Urgency, counted, explain, ready};
 use super::wire::{Format, Target};
@@ -25,6 +25,10 @@ use crate::registry::{Origin, Piecewise, Terms, Unanswered, Version};
 
 /// The reply, where the body names a hosted model; `None` where it does not.
 pub(super) async fn begin(app: &App, asked: &Asked) -> Option<Result<Response<Body>, ApiError>> {
+    if !app.registry.versions().any(|version| is_hosted(version)) {
+        // The body need not be looked into.
+        return None;
+    }
     // A body that is no object is for others to refuse.
     let (model, version) = Format::Json.parse_target(&asked.body).ok()?;
     let model = app.registry.model(model.as_deref()?).ok()?;
@@ -65,7 +69,7 @@ async fn stream(app: &App, version: &Arc<Version>, asked: &Asked) -> Result<Resp
         Ok(first) => first,
         Err(_) => return Err(Failure::ExpiredRunning.into()),
     };
-    let events = Events {
+    let pieces = Stream {
         pieces,
         first: Some(first),
         ended: false,
@@ -74,11 +78,7 @@ async fn stream(app: &App, version: &Arc<Version>, asked: &Asked) -> Result<Resp
         request_id: asked.id.to_string(),
         _flight: app.in_flight.enter(),
     };
-    let mut response = Response::new(Body::new(events));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    Ok(reply(Body::new(pieces)))
 }
 
 fn submit(
@@ -110,7 +110,7 @@ fn submit(
 }
 
 /// The body of a stream. A client who leaves drops it, and with it the call.
-struct Events {
+struct Stream {
     pieces: Piecewise,
     first: Option<Next>,
     ended: bool,
@@ -121,10 +121,8 @@ struct Events {
     _flight: Flight,
 }
 
-const LAST: &[u8] = b"data: [DONE]\n\n";
-
-impl Events {
-    fn end(&mut self, end: Result<Answer, Failure>, bytes: &mut Vec<u8>) {
+impl Stream {
+    fn end(&mut self, end: Result<Answer, Failure>, events: &mut Events) {
         self.ended = true;
         let error = match end {
             Ok(Ok(_)) => None,
@@ -134,17 +132,13 @@ impl Events {
         self.version.metrics().ended(error.as_ref().map(|error: &ApiError| error.code.name()));
         self.version.metrics().call_took(self.arrived.elapsed());
         if let Some(error) = error {
-            let (id, code, reason) = (&self.request_id, error.code.name(), &error.message);
-            tracing::info!(request_id = id, reason, code, "stream failed");
-            bytes.extend_from_slice(b"data: ");
-            bytes.extend_from_slice(error.body(ErrorStyle::Own, &self.request_id).to_string().as_bytes());
-            bytes.extend_from_slice(b"\n\n");
+            events.fail(&error, ErrorStyle::Own, &self.request_id);
         }
-        bytes.extend_from_slice(LAST);
+        events.last();
     }
 }
 
-impl hyper::body::Body for Events {
+impl hyper::body::Body for Stream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -153,7 +147,7 @@ impl hyper::body::Body for Events {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        let mut bytes = Vec::new();
+        let mut events = Events::default();
         // All that is there goes out together.
         while !this.ended {
             let next = match this.first.take() {
@@ -161,21 +155,17 @@ impl hyper::body::Body for Events {
                 None => this.pieces.stream.poll_next(context),
             };
             match next {
-                Poll::Pending if bytes.is_empty() => return Poll::Pending,
+                Poll::Pending if events.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
-                Poll::Ready(Next::Piece(piece)) => {
-                    bytes.extend_from_slice(b"data: {\"data\":");
-                    bytes.extend_from_slice(&piece);
-                    bytes.extend_from_slice(b"}\n\n");
-                }
-                Poll::Ready(Next::End(end)) => this.end(end, &mut bytes),
+                Poll::Ready(Next::Piece(piece)) => events.push_parts([b"{\"data\":", &piece, b"}"]),
+                Poll::Ready(Next::End(end)) => this.end(end, &mut events),
             }
         }
-        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(Bytes::from(bytes)))))
+        Poll::Ready(events.into_bytes().map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 
-impl Drop for Events {
+impl Drop for Stream {
     fn drop(&mut self) {
         if !self.ended {
             self.version.metrics().ended(Some("cancelled"));

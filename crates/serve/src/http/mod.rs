@@ -6,6 +6,7 @@ pub mod client_id;
 mod completions;
 pub(crate) mod connection;
 pub mod error;
+mod event_stream;
 mod health;
 mod hosted;
 mod hosted_stream;

@@ -7,13 +7,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::envelope::{Envelope, Reply};
-use super::events::{Dialect, Events};
+use super::events::Dialect;
 use super::options::Options;
 use super::reply::{LEAST_LOGPROB, stop_reason};
 use super::texts::{Texts, Update, Usage};
 use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
+use crate::http::event_stream::Events;
 use crate::text::Tokenizer;
 
 /// The replies to one request.

@@ -4,9 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::events::Events;
 use super::options::Options;
 use super::texts::Usage;
+use crate::http::event_stream::Events;
 
 /// What all that is said in reply to one request has in common.
 pub(super) struct Envelope {

@@ -5,15 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, Response};
+use axum::http::Response;
 use bytes::Bytes;
 use hyper::body::Frame;
-use serde::Serialize;
 
 use super::texts::{Texts, Update, Usage};
 use crate::app::Flight;
 use crate::http::error::ErrorStyle;
+use crate::http::event_stream::{Events, reply};
 
 /// How one of the APIs writes a stream.
 pub(in crate::http) trait Dialect: Send + Unpin + 'static {
@@ -25,27 +24,6 @@ pub(in crate::http) trait Dialect: Send + Unpin + 'static {
 
     /// Whose shape errors have.
     fn error_style(&self) -> ErrorStyle;
-}
-
-/// Events on their way to a client.
-#[derive(Debug, Default)]
-pub(in crate::http) struct Events {
-    bytes: Vec<u8>,
-}
-
-impl Events {
-    /// Adds one.
-    pub(in crate::http) fn push(&mut self, data: &impl Serialize) {
-        self.bytes.extend_from_slice(b"data: ");
-        // Strings and numbers cannot fail to become JSON; what had been written would still end with its line.
-        drop(serde_json::to_writer(&mut self.bytes, data));
-        self.bytes.extend_from_slice(b"\n\n");
-    }
-
-    /// Adds the word after which nothing follows.
-    fn last(&mut self) {
-        self.bytes.extend_from_slice(b"data: [DONE]\n\n");
-    }
 }
 
 /// The body of a stream. A client who leaves drops it, and with it the texts.
@@ -71,12 +49,11 @@ impl<D: Dialect> hyper::body::Body for Stream<D> {
         // All that is there goes out together.
         while !this.ended {
             match this.texts.poll_next(context) {
-                Poll::Pending if events.bytes.is_empty() => return Poll::Pending,
+                Poll::Pending if events.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(update))) => this.dialect.update(update, &mut events),
                 Poll::Ready(Some(Err(error))) => {
-                    tracing::info!(reason = error.message, code = error.code.name(), "stream failed");
-                    events.push(&error.body(this.dialect.error_style(), &this.request_id));
+                    events.fail(&error, this.dialect.error_style(), &this.request_id);
                     events.last();
                     this.ended = true;
                 }
@@ -87,8 +64,7 @@ impl<D: Dialect> hyper::body::Body for Stream<D> {
                 }
             }
         }
-        let bytes = Bytes::from(events.bytes);
-        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+        Poll::Ready(events.into_bytes().map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 
@@ -99,10 +75,5 @@ pub(in crate::http) fn stream(
     request_id: String,
     flight: Flight,
 ) -> Response<Body> {
-    let mut response =
-        Response::new(Body::new(Stream { texts, dialect, ended: false, request_id, _flight: flight }));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+    reply(Body::new(Stream { texts, dialect, ended: false, request_id, _flight: flight }))
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::chat_request::Conversation;
-use super::events::{Dialect, Events};
+use super::events::Dialect;
 use super::fields::Fields;
 use super::options::Options;
 use super::prompts::Prompt;
@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::generation::choice::{Delta, FinishReason};
 use crate::http::body::{self, Asked};
 use crate::http::error::{ApiError, ErrorStyle};
+use crate::http::event_stream::Events;
 use crate::http::hosted_stream;
 use crate::http::infer::{counted, ready};
 use crate::registry::Version;

@@ -7,12 +7,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::envelope::Envelope;
-use super::events::{Dialect, Events};
+use super::events::Dialect;
 use super::options::Options;
 use super::texts::{Texts, Update, Usage};
 use crate::generation::choice::{Delta, FinishReason, Told};
 use crate::generation::sampling::Logprobs;
 use crate::http::error::{ApiError, ErrorStyle};
+use crate::http::event_stream::Events;
 use crate::text::{Detokenizer, Tokenizer};
 
 /// The replies to one request.

@@ -10,7 +10,7 @@ use super::{Format, Target, malformed_json, malformed_msgpack};
 use crate::hosted::Document;
 
 /// A body read as far as its items.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RawCall {
     /// Items in order.
     pub items: Vec<Document>,
@@ -46,26 +46,10 @@ impl Format {
             }
             _ if target == Target::Body => return Err(ApiError::malformed("the body is not an object")),
             _ => {
-                let items = vec![document(body.clone())];
-                let (priority, timeout_ms) = (None, None);
-                return Ok(RawCall {
-                    items,
-                    many: false,
-                    wrapped: false,
-                    priority,
-                    timeout_ms,
-                    parameters: false,
-                });
+                return Ok(RawCall { items: vec![document(body.clone())], ..RawCall::default() });
             }
         };
-        let mut call = RawCall {
-            items: Vec::new(),
-            many: false,
-            wrapped: true,
-            priority: None,
-            timeout_ms: None,
-            parameters: false,
-        };
+        let mut call = RawCall { wrapped: true, ..RawCall::default() };
         for (index, (name, value)) in fields.iter().enumerate() {
             if fields[..index].iter().any(|(other, _)| other == name) {
                 return Err(ApiError::malformed(format!("\"{name}\" stands twice in the body")));
