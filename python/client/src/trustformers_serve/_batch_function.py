@@ -10,7 +10,7 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from trustformers_serve import _core
 from trustformers_serve.errors import ExecutorError
@@ -19,13 +19,6 @@ from trustformers_serve.errors import ExecutorError
 def name_of(function: Any) -> str:
     """What a message calls it."""
     return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """Whether calling it gives something to await, as far as can be known before."""
-    while isinstance(function, functools.partial):
-        function = cast("functools.partial[Any]", function).func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def check_function(batcher: str, function: Any) -> None:

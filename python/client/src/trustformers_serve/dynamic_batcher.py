@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from trustformers_serve import _core
+from trustformers_serve import _core, _functions
 from trustformers_serve._batch_function import (
     FunctionThread,
     begin,
     check_function,
-    is_coroutine_function,
     name_of,
 )
 from trustformers_serve.errors import BatcherClosedError
@@ -182,7 +181,7 @@ class DynamicBatcher(Generic[T, R]):
             if self._loop is not None and not self._loop.is_closed() and not self._core.is_drained():
                 raise RuntimeError(f"this {type(self).__name__} is already running; `stop` it first")
             self._end(self._core)
-        thread = None if is_coroutine_function(self._function) else FunctionThread(self._function)
+        thread = None if _functions.is_coroutine(self._function) else FunctionThread(self._function)
         call = self._function if thread is None else thread.call
         self._loop = loop
         self._core = self._make(
