@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use memmap2::{Advice, MmapMut};
 use tch::{Device, Kind, Tensor};
 use trustformers_batching::continuous::{BlockId, SequenceId, Work};
 use trustformers_serve::backend::llm::{
@@ -21,6 +22,7 @@ use trustformers_serve::torch::device::start_team;
 use trustformers_serve::torch::linear::Activation;
 use trustformers_serve::torch::paged::{self, InstructionSet, Pages, Preparation, Span};
 use trustformers_serve::torch::product::{Finish, Product};
+use trustformers_serve::torch::region::Region;
 
 #[derive(Parser)]
 struct Arguments {
@@ -74,23 +76,34 @@ fn timed(rounds: usize, mut call: impl FnMut()) -> Times {
 }
 
 /// Bytes a second that threads read together from much more memory than caches hold.
-fn read_bandwidth(threads: usize) -> f64 {
-    let memory = vec![1u64; 32 << 20];
+///
+/// # Errors
+/// When there is no room for that memory.
+fn read_bandwidth(threads: usize) -> std::io::Result<f64> {
+    let mut memory = MmapMut::map_anon(256 << 20)?;
+    // Like the weights.
+    drop(memory.advise(Advice::HugePage));
+    memory.fill(1);
+    let sum = |part: &[u8]| {
+        let (words, _) = part.as_chunks();
+        words.iter().fold(0, |sum, &word| sum ^ u64::from_ne_bytes(word))
+    };
     let times = timed(7, || {
         std::thread::scope(|scope| {
             for part in memory.chunks(memory.len() / threads) {
-                scope.spawn(move || black_box(part.iter().fold(0, |sum, number| sum ^ number)));
+                scope.spawn(move || black_box(sum(part)));
             }
         });
     });
-    (memory.len() * 8) as f64 / times.least()
+    Ok(memory.len() as f64 / times.least())
 }
 
 /// Operations a second of a product of so many rows whose weights stay in the nearest caches.
 fn product_rate(rows: i64, kind: Kind, quantized: bool) -> Result<f64, Box<dyn Error>> {
     let (inputs, outputs) = (768, 512);
     let weight = Tensor::f_randn([outputs, inputs], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
-    let product = Product::new(&[weight], kind, None, Finish::Plain(Activation::None), quantized)?;
+    let finish = Finish::Plain(Activation::None);
+    let product = Product::new(&[weight], kind, None, finish, quantized, &Region::default())?;
     let x = Tensor::f_randn([rows, inputs], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
     let set = InstructionSet::best();
     let mut out = Tensor::f_empty([rows, outputs], (kind, Device::Cpu))?;
@@ -144,10 +157,11 @@ struct Parts {
 
 impl Parts {
     fn new(config: &DecoderConfig, kind: Kind, int8: bool, blocks: usize) -> Result<Self, Box<dyn Error>> {
+        let region = Region::default();
         let product = |outputs: i64, inputs: i64, finish: Finish| {
             // Nothing is added up over the rounds.
             let weight = Tensor::f_zeros([outputs, inputs], (kind, Device::Cpu))?;
-            Product::new(&[weight], kind, None, finish, int8)
+            Product::new(&[weight], kind, None, finish, int8, &region)
         };
         let plain = Finish::Plain(Activation::None);
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -271,7 +285,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let bytes = if arguments.int8 { 1.0 } else { bytes };
     start_team(arguments.threads)?;
-    let bandwidth = read_bandwidth(arguments.threads);
+    let bandwidth = read_bandwidth(arguments.threads)?;
     let rates = (product_rate(32, kind, arguments.int8)?, product_rate(512, kind, arguments.int8)?);
     println!(
         "{:?}, {} threads: reads {:.1} GB/s; products of 32 rows {:.0} GFLOP/s, of 512 rows {:.0}",

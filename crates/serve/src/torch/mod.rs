@@ -13,6 +13,7 @@ pub mod module;
 mod over;
 pub mod paged;
 pub mod product;
+pub mod region;
 pub mod reserved;
 pub mod rows;
 pub mod shim;

@@ -46,6 +46,9 @@ pub(super) unsafe fn tensor_over(
 pub(super) struct ScalarType(pub(super) c_int);
 
 impl ScalarType {
+    /// Unsigned bytes.
+    pub(super) const BYTE: Self = Self(0);
+
     /// The number of `kind` in c10/core/ScalarType.h; tch keeps its own table to itself.
     pub(super) fn of(kind: Kind) -> Result<Self, TchError> {
         match kind {

@@ -1,8 +1,6 @@
 // Products of rows with weights packed for the CPU kernels. Called from product.rs only.
 
-#include <ATen/ops/empty.h>
-
-#include <sys/mman.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -51,6 +49,7 @@ struct Layout {
   int64_t panel_bytes() const {
     return kPanelOutputs * (inputs * element + (quantized ? int64_t(sizeof(float) + sizeof(int32_t)) : 0));
   }
+  int64_t bytes() const { return panels() * panel_bytes(); }
   // The row of weights that has place `at` of a panel, or none.
   int64_t row(int64_t panel, int64_t at) const {
     const int64_t output = panel * columns() + at % columns();
@@ -153,24 +152,21 @@ void quantize_row(const float* from, int64_t inputs, char* panel, int64_t at) {
   std::memcpy(after + kPanelOutputs * 4, &sum, 4);
 }
 
-// Asks for large pages before memory is touched: weights are read whole for every token, and wait less for addresses
-// then. Only advice.
-void prefer_large_pages(void* memory, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
-  const auto start = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
-  if (end > start) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+// How weights of so many rows lie once they are packed.
+Layout layout_of(int64_t rows, int64_t inputs, Element element, bool gated, bool quantized) {
+  TORCH_CHECK(!gated || rows % 2 == 0, "a gated weight must be of two halves");
+  const Layout layout{rows / (gated ? 2 : 1), inputs, quantized, gated, quantized ? 1 : element == kFloat ? 4 : 2};
+  check_layout(layout);
+  return layout;
 }
 
-at::Tensor pack(const Weights& weights, Element element, bool gated, bool quantized) {
-  TORCH_CHECK(!gated || weights.rows() % 2 == 0, "a gated weight must be of two halves");
+void pack(const Weights& weights, Element element, bool gated, bool quantized, at::Tensor& packed) {
   const int64_t inputs = weights.inputs();
-  const int64_t bytes = quantized ? 1 : element == kFloat ? 4 : 2;
-  const Layout layout{weights.rows() / (gated ? 2 : 1), inputs, quantized, gated, bytes};
-  check_layout(layout);
-  auto packed = at::empty({layout.panels() * layout.panel_bytes()}, at::TensorOptions().dtype(at::kByte));
+  const Layout layout = layout_of(weights.rows(), inputs, element, gated, quantized);
+  const int64_t bytes = layout.element;
+  check_plain(packed, "packed weights");
+  TORCH_CHECK(packed.numel() == layout.bytes(), "packed weights of another size");
   auto* to = static_cast<char*>(packed.mutable_data_ptr());
-  prefer_large_pages(to, packed.numel());
   share(layout.panels(), layout.panels(), [&](int64_t panel) {
     char* here = to + panel * layout.panel_bytes();
     std::memset(here, 0, layout.panel_bytes());
@@ -195,7 +191,6 @@ at::Tensor pack(const Weights& weights, Element element, bool gated, bool quanti
       }
     }
   });
-  return packed;
 }
 
 void multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* bias, int64_t outputs, bool gated,
@@ -205,7 +200,7 @@ void multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor* b
   TORCH_CHECK(x.dim() == 2, "x must be rows");
   const Layout layout{outputs, x.size(1), quantized, gated, quantized ? 1 : x.element_size()};
   check_layout(layout);
-  TORCH_CHECK(packed.numel() == layout.panels() * layout.panel_bytes(), "weights of another shape or type than x");
+  TORCH_CHECK(packed.numel() == layout.bytes(), "weights of another shape or type than x");
   const int64_t rows = x.size(0);
   const auto* biases = optional_floats(bias, outputs * (gated ? 2 : 1), "bias");
   const bool wide = out.scalar_type() == at::kFloat;
@@ -267,11 +262,19 @@ extern "C" {
 
 bool tfs_product_has_matrix_units() { return has_matrix_units(); }
 
-// kind: the scalar type that the product is of.
-at::Tensor* tfs_product_pack(const at::Tensor* const* parts, size_t count, int kind, bool gated, bool quantized,
-                             char* error, size_t capacity) {
-  return trustformers::tensor_or_error(error, capacity, [&] {
-    return pack(Weights(parts, count), element_of(static_cast<at::ScalarType>(kind)), gated, quantized);
+// How many bytes weights take once they are packed. kind: the scalar type that the product is of.
+bool tfs_product_bytes(int64_t rows, int64_t inputs, int kind, bool gated, bool quantized, int64_t* bytes,
+                       char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity, [&] {
+    *bytes = layout_of(rows, inputs, element_of(static_cast<at::ScalarType>(kind)), gated, quantized).bytes();
+  });
+}
+
+// packed: as many bytes.
+bool tfs_product_pack(const at::Tensor* const* parts, size_t count, int kind, bool gated, bool quantized,
+                      at::Tensor* packed, char* error, size_t capacity) {
+  return trustformers::done_or_error(error, capacity, [&] {
+    pack(Weights(parts, count), element_of(static_cast<at::ScalarType>(kind)), gated, quantized, *packed);
   });
 }
 

@@ -7,22 +7,34 @@ use std::ptr;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::guard::{done_or_error, tensor_or_error};
+use super::guard::done_or_error;
 use super::linear::Activation;
 use super::over::ScalarType;
 use super::paged::InstructionSet;
+use super::region::Region;
 
 unsafe extern "C" {
     fn tfs_product_has_matrix_units() -> bool;
+    fn tfs_product_bytes(
+        rows: i64,
+        inputs: i64,
+        kind: c_int,
+        gated: bool,
+        quantized: bool,
+        bytes: *mut i64,
+        error: *mut c_char,
+        capacity: usize,
+    ) -> bool;
     fn tfs_product_pack(
         parts: *const *const C_tensor,
         count: usize,
         kind: c_int,
         gated: bool,
         quantized: bool,
+        packed: *mut C_tensor,
         error: *mut c_char,
         capacity: usize,
-    ) -> *mut C_tensor;
+    ) -> bool;
     fn tfs_product_run(
         x: *const C_tensor,
         packed: *const C_tensor,
@@ -105,7 +117,7 @@ impl Product {
         inputs * bytes % 4 == 0 && !rivalled
     }
 
-    /// Packs `weights`, matrices `[outputs, inputs]` of `f32`, `bf16` or `f16` one under another, for products of
+    /// Packs into memory of `region` the `weights`, matrices `[outputs, inputs]` of `f32`, `bf16` or `f16` one under another, for products of
     /// `kind`; where gated, the gate's outputs come first. They are read where they are, and only what is packed takes
     /// memory. With `quantized`, each output's weights become int8 with a scale of their own. `bias` is `[outputs]`.
     ///
@@ -117,18 +129,24 @@ impl Product {
         bias: Option<&Tensor>,
         finish: Finish,
         quantized: bool,
+        region: &Region,
     ) -> Result<Self, TchError> {
         let (parts, code): (Vec<_>, _) =
             (weights.iter().map(Tensor::as_ptr).collect(), ScalarType::of(kind)?.0);
-        // SAFETY: the parts outlive the call, which checks them and answers a new tensor.
-        let packed = unsafe {
-            tensor_or_error(|error, capacity| {
-                let (list, count) = (parts.as_ptr().cast(), parts.len());
-                tfs_product_pack(list, count, code, finish.gated(), quantized, error, capacity)
-            })
-        }?;
+        let rows: i64 = weights.iter().filter_map(|part| part.size().first().copied()).sum();
+        let inputs = weights.first().and_then(|part| part.size().last().copied()).unwrap_or(0);
+        let (gated, mut bytes) = (finish.gated(), 0);
+        // SAFETY: writes `bytes` alone.
+        done_or_error(|error, capacity| unsafe {
+            tfs_product_bytes(rows, inputs, code, gated, quantized, &raw mut bytes, error, capacity)
+        })?;
+        let mut packed = region.take(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        // SAFETY: the tensors outlive the call, which checks them.
+        done_or_error(|error, capacity| unsafe {
+            let (list, count, to) = (parts.as_ptr().cast(), parts.len(), packed.as_mut_ptr());
+            tfs_product_pack(list, count, code, gated, quantized, to, error, capacity)
+        })?;
         let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)?.f_contiguous()).transpose()?;
-        let rows: i64 = weights.iter().map(|part| part.size()[0]).sum();
         let outputs = rows / if finish.gated() { 2 } else { 1 };
         Ok(Self { packed, bias, outputs, quantized, finish })
     }

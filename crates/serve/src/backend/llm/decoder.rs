@@ -34,7 +34,7 @@ impl Decoder {
     pub(super) fn load(
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
-        target: Target,
+        target: Target<'_>,
     ) -> Result<Self, LlmError> {
         let loader = Loader::new(checkpoint, config, target);
         let mut layers = Vec::with_capacity(config.layers.len());

@@ -19,7 +19,7 @@ const PLAIN: Finish = Finish::Plain(Activation::None);
 pub(super) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a DecoderConfig,
-    target: Target,
+    target: Target<'a>,
     prefix: &'static str,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct LayerWeights {
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint, config: &'a DecoderConfig, target: Target) -> Self {
+    pub(super) fn new(checkpoint: &'a Checkpoint, config: &'a DecoderConfig, target: Target<'a>) -> Self {
         let bare = checkpoint.has(&format!("{}.weight", config.names.tokens));
         let prefix = if bare { "" } else { config.names.prefix };
         Self { checkpoint, config, target, prefix }

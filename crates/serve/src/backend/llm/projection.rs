@@ -5,15 +5,18 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::torch::linear::{Activation, Linear};
 use crate::torch::paged::InstructionSet;
 use crate::torch::product::{Finish, GateActivation, Product};
+use crate::torch::region::Region;
 
 /// What weights become.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Target {
+pub(super) struct Target<'a> {
     pub(super) device: Device,
     /// What is computed with.
     pub(super) kind: Kind,
     /// Whether weights of products become int8.
     pub(super) quantized: bool,
+    /// Where packed weights lie.
+    pub(super) region: &'a Region,
 }
 
 /// A linear layer with what is done to its sums.
@@ -30,11 +33,12 @@ impl Projection {
         weights: &[Tensor],
         bias: Option<Tensor>,
         finish: Finish,
-        Target { device, kind, quantized }: Target,
+        Target { device, kind, quantized, region }: Target<'_>,
     ) -> Result<Self, TchError> {
         let inputs = weights.first().and_then(|weight| weight.size().last().copied()).unwrap_or(0);
         if Product::suits(inputs, kind, device, quantized) {
-            return Ok(Self::Kernels(Product::new(weights, kind, bias.as_ref(), finish, quantized)?));
+            let product = Product::new(weights, kind, bias.as_ref(), finish, quantized, region)?;
+            return Ok(Self::Kernels(product));
         }
         if quantized {
             return Err(TchError::Shape(format!(

@@ -19,6 +19,7 @@ use crate::backend::checkpoint::{Checkpoint, CheckpointError};
 use crate::tensor::DType;
 use crate::torch::device;
 use crate::torch::memory::Turnover;
+use crate::torch::region::Region;
 use crate::torch::shim::InferenceMode;
 use crate::torch::tensor::kind;
 
@@ -76,7 +77,9 @@ pub fn load(options: &LlmOptions) -> Result<LoadedDecoder, LlmError> {
     let _turnover = Turnover::begin();
     device::set_threads(options.threads);
     let _inference = InferenceMode::enter();
-    let target = Target { device: options.device, kind, quantized: options.quantization.is_some() };
+    let region = Region::default();
+    let quantized = options.quantization.is_some();
+    let target = Target { device: options.device, kind, quantized, region: &region };
     let decoder = Decoder::load(&checkpoint, &config, target)?;
     checkpoint.forget_pages();
     Ok(LoadedDecoder { decoder, generation, threads: options.threads })
