@@ -23,9 +23,9 @@ HOUR = 3600.0
         ({"max_batch_size": 2**40}, "max_batch_size must be"),
         ({"max_queue_size": 0}, "max_queue_size must be >= 1"),
         ({"max_wait_time": -0.1}, "max_wait_time must be >= 0"),
-        ({"max_wait_time": float("inf")}, "max_wait_time must be"),
+        ({"max_wait_time": float("inf")}, "max_wait_time must be finite, not inf"),
         ({"target_latency": 0}, "target_latency must be > 0"),
-        ({"latency_slo": float("nan")}, "latency_slo must be > 0"),
+        ({"latency_slo": float("nan")}, "latency_slo must be finite"),
         ({"priority_ageing": 0}, "priority_ageing must be > 0"),
         ({"breaker": ts.Breaker(failures=-1)}, "breaker.failures must be >= 0"),
         ({"breaker": ts.Breaker(window=0)}, "breaker.window must be > 0"),
@@ -39,6 +39,36 @@ def test_an_argument_out_of_range_is_named_before_anything_is_decorated(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ts.batch(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_batch_size": 2.5}, "max_batch_size must be an integer, not 2.5"),
+        ({"workers": "2"}, "workers must be an integer, not '2'"),
+        ({"max_wait_time": "1"}, "max_wait_time must be a number, not '1'"),
+        ({"breaker": 3}, "breaker must be a Breaker, not 3"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named_before_anything_is_decorated(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        ts.batch(**arguments)
+
+
+def test_a_window_may_be_as_long_as_one_likes() -> None:
+    @ts.batch(max_batch_size=1, max_wait_time=1e300)
+    async def patient(items: list[int]) -> list[int]:
+        return items
+
+    async def main() -> None:
+        assert await patient(1) == 1
+        await patient.batcher.stop()
+
+    asyncio.run(main())
+    with ts.Batcher(max_batch=1, max_wait_ms=1e300) as batcher:
+        assert batcher.run(1, list) == 1
 
 
 async def streaming(items: list[int]) -> Any:

@@ -274,28 +274,52 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     pub fn next(&self, instance: InstanceId) -> Option<Job<I>> {
         let mut state = self.state.lock();
         loop {
+            match self.start(&mut state, instance) {
+                Ok(job) => return Some(job),
+                Err(Some(at)) => {
+                    let wait = at.since(self.clock.now());
+                    self.wait_for_work(&mut state, Some(wait));
+                }
+                Err(None) if state.closed => return None,
+                Err(None) if self.look_out(&mut state) => {}
+                Err(None) => self.wait_for_work(&mut state, None),
+            }
+        }
+    }
+
+    /// A batch for `instance` if one can start at once. For who ran its last one, while nobody waits in
+    /// [`Self::next`] for that instance.
+    pub fn try_next(&self, instance: InstanceId) -> Option<Job<I>> {
+        self.start(&mut self.state.lock(), instance).ok()
+    }
+
+    /// Starts a batch, or says when one can start, as far as is known. Answers what expired, unlocked.
+    fn start(
+        &self,
+        state: &mut MutexGuard<'_, State<I, O>>,
+        instance: InstanceId,
+    ) -> Result<Job<I>, Option<Time>> {
+        loop {
             let now = self.clock.now();
-            let (planned, memory) = self.plan(&mut state, now, instance);
+            let (planned, memory) = self.plan(state, now, instance);
             let expired = take_payloads(&mut state.payloads, &planned.resolved);
             if let Next::Run(batch) = planned.next {
-                self.wake_instance(&state);
-                let job = job(&state, batch, memory, now);
-                drop(state);
-                self.observer.batch_started(instance);
-                answer_unrun(expired);
-                return Some(job);
+                self.wake_instance(state);
+                let job = job(state, batch, memory, now);
+                MutexGuard::unlocked(state, || {
+                    self.observer.batch_started(instance);
+                    answer_unrun(expired);
+                });
+                return Ok(job);
             }
-            if !expired.is_empty() {
-                self.wake_closed_timer(&state);
-                MutexGuard::unlocked(&mut state, || answer_unrun(expired));
-                continue;
+            if expired.is_empty() {
+                return Err(match planned.next {
+                    Next::WaitUntil(at) => Some(at),
+                    _ => None,
+                });
             }
-            match planned.next {
-                Next::WaitUntil(at) => self.wait_for_work(&mut state, Some(at.since(now))),
-                _ if state.closed => return None,
-                _ if self.look_out(&mut state) => {}
-                _ => self.wait_for_work(&mut state, None),
-            }
+            self.wake_closed_timer(state);
+            MutexGuard::unlocked(state, || answer_unrun(expired));
         }
     }
 

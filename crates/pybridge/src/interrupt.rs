@@ -4,7 +4,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 /// The longest that Ctrl-C waits for its handler.
@@ -47,9 +47,10 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Seconds from Python as a duration, at most ten years.
 ///
 /// # Errors
-/// `OverflowError` when it is negative, not a number, or longer than a duration can be.
+/// `ValueError` when it is negative or not a number.
 pub(crate) fn seconds(value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value)
-        .map(|duration| duration.min(LONGEST))
-        .map_err(|error| PyOverflowError::new_err(format!("{value} s: {error}")))
+    if value >= LONGEST.as_secs_f64() {
+        return Ok(LONGEST);
+    }
+    Duration::try_from_secs_f64(value).map_err(|error| PyValueError::new_err(format!("{value} s: {error}")))
 }

@@ -82,6 +82,24 @@ fn an_instance_that_asks_for_work_answers_what_is_due() {
 }
 
 #[test]
+fn who_does_not_wait_gets_a_batch_only_where_one_can_start_at_once() {
+    let bench = bench(SchedulerConfig { dispatch: Dispatch::Window, max_wait: SECOND, ..eager(2) });
+    assert!(bench.batcher.try_next(INSTANCE).is_none(), "nothing waits");
+    bench.submit(1, Some(SECOND / 2));
+    assert!(bench.batcher.try_next(INSTANCE).is_none(), "the window is open");
+    bench.clock.advance(SECOND / 2);
+    assert!(bench.batcher.try_next(INSTANCE).is_none());
+    assert_eq!(bench.inbox.next(), (1, Err(Failure::ExpiredInQueue)), "what is due is answered all the same");
+    bench.submit(2, None);
+    bench.submit(3, None);
+    let job = bench.batcher.try_next(INSTANCE).unwrap();
+    assert_eq!(inputs(&job), [2, 3]);
+    assert!(bench.batcher.try_next(INSTANCE).is_none());
+    bench.batcher.complete(INSTANCE, job, tenfold(&[2, 3]), SECOND, None);
+    assert!(bench.batcher.remembers_nothing());
+}
+
+#[test]
 fn an_instance_that_asks_for_work_answers_whom_it_gives_up() {
     let bench = bench(SchedulerConfig { dispatch: Dispatch::Window, max_wait: Duration::ZERO, ..eager(8) });
     for batch in 0..8 {

@@ -40,17 +40,17 @@ impl LoopPort {
     }
 
     /// Hands every answer that landed to its future; called by the loop.
-    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+    fn __call__(&self, py: Python<'_>) {
         let landed = std::mem::take(&mut *self.landed.lock());
-        for (future, answer) in landed {
-            let future = future.bind(py);
-            // Cancelled meanwhile, most likely.
-            if future.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
-                continue;
-            }
-            settle(future, answer)?;
-        }
-        Ok(())
+        hand_on(py, landed);
+    }
+}
+
+/// Hands answers to futures of the running loop.
+pub(super) fn hand_on(py: Python<'_>, landed: Vec<(Py<PyAny>, Answer)>) {
+    for (future, answer) in landed {
+        // Fails where it was cancelled meanwhile: then nobody waits.
+        drop(settle(future.bind(py), answer));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -47,6 +48,8 @@ pub(super) struct Item {
     pub(super) executor: Arc<Executor>,
     pub(super) caller: Caller,
     pub(super) priority: Priority,
+    /// When its caller brought it.
+    pub(super) came: Instant,
     /// Whether a batch with it began: it may run again, in part of a batch that failed.
     begun: AtomicBool,
     /// Its name in the batcher, once it is admitted.
@@ -71,6 +74,7 @@ impl Item {
             executor,
             caller,
             priority,
+            came: Instant::now(),
             begun: AtomicBool::new(false),
             ticket: AtomicU64::new(NO_TICKET),
             _epoch: epoch,

@@ -9,10 +9,12 @@
 //!   and the emptying of the outbox runs no Python code. Threads are woken once the GIL is free.
 //!
 //! Code map:
-//! - `entrance`: into the queue, or what backpressure says; `executor`: who shares a batch, what results are
+//! - `entrance`: into the queue, or what backpressure says; `ending`: out of a batch, and back to who waits
+//! - `executor`: who shares a batch, what results are
 //! - `item`: an item and who waits for it: `slot` (a thread), `event_loop` (asyncio), `map`, or a future
 //! - `flush`: what a flush waits for; `terms`: isolation, admission, priorities, breaker
 
+mod ending;
 mod entrance;
 mod event_loop;
 mod executor;
@@ -31,13 +33,14 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use trustformers_batching::batcher::Job;
-use trustformers_batching::{BatchError, Failure, InstanceId, ModelError, Priority};
+use trustformers_batching::stats::Histogram;
+use trustformers_batching::{InstanceId, Priority};
 
+use self::ending::{Blame, Sleeper};
 use self::entrance::{Backpressure, Entrance, Place, Refusal, configuration};
-pub(crate) use self::event_loop::LoopPort;
-pub(crate) use self::event_loop::settle;
+pub(crate) use self::event_loop::{LoopPort, settle};
 pub(crate) use self::executor::answers;
-use self::executor::{Executor, Executors, failure, name, raised};
+use self::executor::{Executor, Executors, name, raised};
 use self::flush::Epochs;
 pub(crate) use self::item::Answer;
 use self::item::{Caller, Item};
@@ -50,27 +53,15 @@ use crate::interrupt::{POLL, seconds};
 /// The one instance: the thread that runs executors.
 const INSTANCE: InstanceId = InstanceId(0);
 
+/// Latencies are told apart up to so many bits of nanoseconds: three days.
+const LATENCY_BITS: u32 = 48;
+
 /// A batch that runs.
 struct Running {
     job: Job<Item>,
     /// For each input whether its caller still wanted it when the batch started.
     wanted: Vec<bool>,
     started: Instant,
-}
-
-/// Whom to wake once the GIL is free.
-enum Sleeper {
-    Thread(Arc<Slot>),
-    Map(Arc<Collected>),
-}
-
-impl Sleeper {
-    fn wake(&self) {
-        match self {
-            Sleeper::Thread(slot) => slot.wake(),
-            Sleeper::Map(results) => results.wake(),
-        }
-    }
 }
 
 /// What runs in batches what many callers bring one by one.
@@ -87,7 +78,13 @@ pub(crate) struct Batcher {
     /// That thread, once it asked for a batch: it must not wait for itself.
     worker: OnceLock<ThreadId>,
     running: Mutex<Option<Running>>,
+    /// A batch that was taken where the last one ended, by whom it is not for.
+    left: Mutex<Option<Job<Item>>>,
+    /// The executor of the last batch.
+    last: AtomicU64,
     sleepers: Mutex<Vec<Sleeper>>,
+    /// Nanoseconds from call to result.
+    latencies: Mutex<Histogram>,
     /// Items that ran at once because the queue was full.
     alone: AtomicU64,
 }
@@ -137,7 +134,10 @@ impl Batcher {
             thread: Mutex::new(None),
             worker: OnceLock::new(),
             running: Mutex::new(None),
+            left: Mutex::new(None),
+            last: AtomicU64::new(u64::MAX),
             sleepers: Mutex::new(Vec::new()),
+            latencies: Mutex::new(Histogram::new(LATENCY_BITS)),
             alone: AtomicU64::new(0),
         })
     }
@@ -146,10 +146,14 @@ impl Batcher {
     fn run(this: &Bound<'_, Self>, item: Py<PyAny>, executor: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let (py, batcher) = (this.py(), this.get());
         batcher.refuse_worker("run")?;
+        Self::ensure_started(this)?;
         let slot = Slot::claim();
         let item = batcher.item(item, executor, Caller::Thread(Arc::clone(&slot)))?;
-        if !Self::bring(this, &item)? {
-            return batcher.run_alone(py, &item.value, &item.executor);
+        if !Self::bring(py, batcher, &item)? {
+            let (value, executor) = (item.value.clone_ref(py), Arc::clone(&item.executor));
+            // No flush waits for what runs alone.
+            drop(item);
+            return batcher.run_alone(py, &value, &executor);
         }
         let answer = slot.wait(py).inspect_err(|_| batcher.entrance.cancel(&item))?;
         answer.map_or_else(|| Err(error::closed("the batcher was closed")), |answer| answer.into_result(py))
@@ -163,11 +167,12 @@ impl Batcher {
         executor: &Bound<'_, PyAny>,
         future: Py<PyAny>,
     ) -> PyResult<Option<Pending>> {
-        let batcher = this.get();
+        let (py, batcher) = (this.py(), this.get());
+        Self::ensure_started(this)?;
         let item = batcher.item(item, executor, Caller::Future(future))?;
         let entered = match batcher.backpressure {
-            Backpressure::Block => Self::bring_waiting(this, &item).map(|()| true),
-            _ => Self::bring(this, &item),
+            Backpressure::Block => Self::bring_waiting(py, batcher, &item).map(|()| true),
+            _ => Self::bring(py, batcher, &item),
         };
         Ok(entered?.then(|| Pending { batcher: this.clone().unbind(), item: Arc::downgrade(&item) }))
     }
@@ -185,11 +190,12 @@ impl Batcher {
     ) -> PyResult<Option<Pending>> {
         let batcher = this.get();
         batcher.refuse_worker("arun")?;
+        Self::ensure_started(this)?;
         let priority = priority.map_or(Ok(Priority::Normal), terms::priority)?;
         let executor = batcher.executors.of(executor)?;
         let caller = Caller::Loop { port, future };
         let item = Item::new(item, executor, caller, priority, batcher.epochs.current());
-        let entered = Self::bring(this, &item)?;
+        let entered = Self::bring(this.py(), batcher, &item)?;
         Ok(entered.then(|| Pending { batcher: this.clone().unbind(), item: Arc::downgrade(&item) }))
     }
 
@@ -211,6 +217,7 @@ impl Batcher {
     ) -> PyResult<Bound<'py, PyList>> {
         let (py, batcher) = (this.py(), this.get());
         batcher.refuse_worker("map")?;
+        Self::ensure_started(this)?;
         let executor = batcher.executors.of(executor)?;
         let results = Arc::new(Collected::new());
         let mut progress = Progress::new(progress);
@@ -222,7 +229,7 @@ impl Batcher {
             let caller = Caller::Map { results: Arc::clone(&results), index: fed };
             let (item, epoch) = (item?.unbind(), batcher.epochs.current());
             let item = Item::new(item, Arc::clone(&executor), caller, Priority::Normal, epoch);
-            Self::bring_waiting(this, &item)?;
+            Self::bring_waiting(py, batcher, &item)?;
             fed += 1;
             py.check_signals()?;
             progress.at(results.done())?;
@@ -254,11 +261,15 @@ impl Batcher {
     fn metrics(&self) -> (u64, u64, f64, f64, u64, usize) {
         let stats = self.entrance.batcher.inspect(|scheduler, now| scheduler.stats(now));
         let alone = self.alone.load(Ordering::Relaxed);
+        let (p50, p99) = {
+            let latencies = self.latencies.lock();
+            (latencies.quantile(0.5) * 1e-9, latencies.quantile(0.99) * 1e-9)
+        };
         (
             stats.requests.completed + stats.requests.failed + alone,
             stats.batches.ended + alone,
-            stats.latency_seconds.p50,
-            stats.latency_seconds.p99,
+            p50,
+            p99,
             self.entrance.dropped.load(Ordering::Relaxed),
             self.entrance.waiting(),
         )
@@ -272,7 +283,7 @@ impl Batcher {
     /// Takes nothing new, and answers everybody at once that nothing more will run.
     fn abort(&self, py: Python<'_>) {
         self.entrance.abort();
-        self.deliver(py, None);
+        self.deliver(py, None, None);
         let sleepers = std::mem::take(&mut *self.sleepers.lock());
         sleepers.iter().for_each(Sleeper::wake);
     }
@@ -287,63 +298,56 @@ impl Batcher {
         self.worker.get_or_init(|| thread::current().id());
         loop {
             let sleepers = std::mem::take(&mut *self.sleepers.lock());
+            let left = self.left.lock().take();
             let job = py.detach(|| {
                 sleepers.iter().for_each(Sleeper::wake);
-                let job = self.entrance.batcher.next(INSTANCE);
+                let job = left.or_else(|| self.entrance.batcher.next(INSTANCE));
                 self.entrance.admit_waiting();
                 job
             });
             drop(sleepers);
             let Some(job) = job else { return Ok(None) };
-            let wanted: Vec<bool> = job.inputs.iter().map(|item| item.starts(py)).collect();
-            let kept = job.inputs.iter().zip(&wanted).filter(|&(_, &wanted)| wanted);
-            let items = PyList::new(py, kept.map(|(item, _)| &item.value).collect::<Vec<_>>())?;
             // A planned batch is not empty.
             let executor = job.inputs.first().map(|item| item.executor.callable.clone_ref(py));
-            let left = items.is_empty();
-            *self.running.lock() = Some(Running { job, wanted, started: Instant::now() });
-            match executor {
-                Some(executor) if !left => return Ok(Some((executor, items))),
-                _ => self.finish(py, Ok(Vec::new())),
+            if let (Some(executor), Some(items)) = (executor, self.begin(py, job)?) {
+                return Ok(Some((executor, items)));
             }
         }
     }
 
-    /// Ends the batch with what its executor returned.
-    fn complete(&self, py: Python<'_>, results: &Bound<'_, PyAny>) {
+    /// The items of the next batch, if it can start at once and is of the same executor as the last. For who
+    /// ran that elsewhere than on the thread, which waits meanwhile: `next` has what is not taken here.
+    fn try_next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
+        loop {
+            let Some(job) = self.entrance.batcher.try_next(INSTANCE) else { return Ok(None) };
+            self.entrance.admit_waiting();
+            let executor = job.inputs.first().map(|item| item.executor.number);
+            if executor != Some(self.last.load(Ordering::Relaxed)) {
+                *self.left.lock() = Some(job);
+                return Ok(None);
+            }
+            if let Some(items) = self.begin(py, job)? {
+                return Ok(Some(items));
+            }
+        }
+    }
+
+    /// Ends the batch with what its executor returned. `here` is where answers for the running event loop
+    /// land, which are handed on at once.
+    #[pyo3(signature = (results, here=None))]
+    fn complete(&self, py: Python<'_>, results: &Bound<'_, PyAny>, here: Option<&Bound<'_, LoopPort>>) {
         let Some((executor, count)) = self.running_executor(py) else { return };
         // The same results would come of running it again.
         let answers = answers(executor.bind(py), results, count).map_err(Blame::Results);
-        self.finish(py, answers);
+        self.finish(py, answers, here);
     }
 
     /// Ends the batch with what its executor raised.
     fn fail(&self, py: Python<'_>, error: Py<PyAny>) {
         let Some((executor, _)) = self.running_executor(py) else { return };
         let message = raised(executor.bind(py), error.bind(py));
-        self.finish(py, Err(Blame::Raised(message, error)));
+        self.finish(py, Err(Blame::Raised(message, error)), None);
     }
-}
-
-/// What failed a batch, and the words for it.
-enum Blame {
-    /// An exception.
-    Raised(String, Py<PyAny>),
-    /// No list, or one of another length.
-    Results(String),
-}
-
-impl Blame {
-    fn error(&self, py: Python<'_>) -> Py<PyAny> {
-        match self {
-            Blame::Raised(message, cause) => failure(py, message, Some(cause)),
-            Blame::Results(message) => failure(py, message, None),
-        }
-    }
-}
-
-fn closed(py: Python<'_>) -> Py<PyAny> {
-    error::closed("the batcher was closed before the item was done").into_value(py).into_any()
 }
 
 impl Batcher {
@@ -363,10 +367,11 @@ impl Batcher {
         }
     }
 
-    /// Starts the thread that runs executors, if nobody has.
+    /// Starts the thread that runs executors, if nobody has. Before an item is made: meanwhile other threads
+    /// run, of which one may wait for all items that there are.
     fn ensure_started(this: &Bound<'_, Self>) -> PyResult<()> {
         let batcher = this.get();
-        if batcher.started.swap(true, Ordering::AcqRel) {
+        if batcher.started.load(Ordering::Acquire) || batcher.started.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         match batcher.start.call1(this.py(), (this,)) {
@@ -380,16 +385,12 @@ impl Batcher {
     }
 
     /// Brings an item as the backpressure says; false where it is to be run alone.
-    fn bring(this: &Bound<'_, Self>, item: &Arc<Item>) -> PyResult<bool> {
-        let batcher = this.get();
-        if !batcher.started.load(Ordering::Acquire) {
-            Self::ensure_started(this)?;
-        }
+    fn bring(py: Python<'_>, batcher: &Self, item: &Arc<Item>) -> PyResult<bool> {
         let waits = batcher.backpressure == Backpressure::Block;
         match batcher.entrance.enter(item, waits, None) {
             Ok(_) => Ok(true),
             Err(Refusal::Closed) => Err(error::closed("the batcher is closed")),
-            Err(Refusal::Rejected(rejection)) => Err(error::rejected(this.py(), &rejection)),
+            Err(Refusal::Rejected(rejection)) => Err(error::rejected(py, &rejection)),
             Err(Refusal::Full) if batcher.backpressure == Backpressure::Passthrough => Ok(false),
             Err(Refusal::Full) => {
                 batcher.entrance.dropped.fetch_add(1, Ordering::Relaxed);
@@ -401,11 +402,7 @@ impl Batcher {
     }
 
     /// Brings an item, and returns when it has its place in the queue.
-    fn bring_waiting(this: &Bound<'_, Self>, item: &Arc<Item>) -> PyResult<()> {
-        let (py, batcher) = (this.py(), this.get());
-        if !batcher.started.load(Ordering::Acquire) {
-            Self::ensure_started(this)?;
-        }
+    fn bring_waiting(py: Python<'_>, batcher: &Self, item: &Arc<Item>) -> PyResult<()> {
         // The executor's thread would wait for a batch that only it can run.
         let waits = batcher.refuse_worker("submit");
         let gate = waits.is_ok().then(Slot::claim);
@@ -426,8 +423,10 @@ impl Batcher {
 
     fn run_alone(&self, py: Python<'_>, item: &Py<PyAny>, executor: &Executor) -> PyResult<Py<PyAny>> {
         self.alone.fetch_add(1, Ordering::Relaxed);
-        let callable = executor.callable.bind(py);
-        let blame = match callable.call1((PyList::new(py, [item])?,)) {
+        let (callable, came) = (executor.callable.bind(py), Instant::now());
+        let returned = callable.call1((PyList::new(py, [item])?,));
+        self.took(std::iter::once(came));
+        let blame = match returned {
             Ok(results) => match answers(callable, &results, 1) {
                 Ok(mut answers) => match answers.pop() {
                     Some(answer) => return answer.into_result(py),
@@ -443,87 +442,26 @@ impl Batcher {
         Answer::Error(blame.error(py)).into_result(py)
     }
 
+    /// Begins a batch: a new list of its items. `None` where nobody wants it any more.
+    fn begin<'py>(&self, py: Python<'py>, job: Job<Item>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let wanted: Vec<bool> = job.inputs.iter().map(|item| item.starts(py)).collect();
+        let kept = job.inputs.iter().zip(&wanted).filter(|&(_, &wanted)| wanted);
+        let items = PyList::new(py, kept.map(|(item, _)| &item.value).collect::<Vec<_>>())?;
+        let executor = job.inputs.first().map_or(u64::MAX, |item| item.executor.number);
+        self.last.store(executor, Ordering::Relaxed);
+        *self.running.lock() = Some(Running { job, wanted, started: Instant::now() });
+        if items.is_empty() {
+            self.finish(py, Ok(Vec::new()), None);
+            return Ok(None);
+        }
+        Ok(Some(items))
+    }
+
     /// The executor of the batch that runs, and how many items it was given.
     fn running_executor(&self, py: Python<'_>) -> Option<(Py<PyAny>, usize)> {
         let running = self.running.lock();
         let running = running.as_ref()?;
         let executor = running.job.inputs.first()?.executor.callable.clone_ref(py);
         Some((executor, running.wanted.iter().filter(|&&wanted| wanted).count()))
-    }
-
-    /// Ends the batch that runs, and tells its callers; threads among them are woken by `next`.
-    fn finish(&self, py: Python<'_>, answers: Result<Vec<Answer>, Blame>) {
-        let Some(Running { job, wanted, started }) = self.running.lock().take() else { return };
-        let busy = started.elapsed();
-        let (results, blame) = match answers {
-            Ok(answers) => {
-                let mut answers = answers.into_iter();
-                // Those who left get what nobody will look at, so that the others keep their places.
-                let of = |wanted: bool| wanted.then(|| answers.next()).flatten();
-                let unwanted = || Answer::Result(py.None());
-                (Ok(wanted.into_iter().map(of).map(|of| Ok(of.unwrap_or_else(unwanted))).collect()), None)
-            }
-            Err(blame) => {
-                let results = match &blame {
-                    Blame::Raised(message, _) => Err(BatchError::Failed(ModelError(message.clone()))),
-                    // Results of another number are those of no batch.
-                    Blame::Results(_) => Ok(Vec::new()),
-                };
-                (results, Some(blame))
-            }
-        };
-        self.entrance.batcher.complete(INSTANCE, job, results, busy, None);
-        self.deliver(py, blame.as_ref());
-    }
-
-    /// Tells everybody in the outbox how their items ended.
-    fn deliver(&self, py: Python<'_>, blame: Option<&Blame>) {
-        let ended = std::mem::take(&mut *self.entrance.outbox.lock());
-        let mut sleepers = Vec::with_capacity(ended.len());
-        let mut ports = Vec::new();
-        for (item, result) in ended {
-            let answer = match result {
-                Ok(answer) => answer,
-                Err(Failure::Model(error)) => {
-                    Answer::Error(blame.map_or_else(|| failure(py, &error.0, None), |blame| blame.error(py)))
-                }
-                Err(_) => Answer::Error(closed(py)),
-            };
-            sleepers.extend(self.answer(py, &item, answer, &mut ports));
-        }
-        self.sleepers.lock().append(&mut sleepers);
-        for port in ports {
-            LoopPort::call(port.bind(py));
-        }
-    }
-
-    /// Tells one caller; returns who is to be woken for it, or adds the event loop that is to be called.
-    fn answer(
-        &self,
-        py: Python<'_>,
-        item: &Item,
-        answer: Answer,
-        ports: &mut Vec<Py<LoopPort>>,
-    ) -> Option<Sleeper> {
-        match &item.caller {
-            Caller::Thread(slot) => {
-                slot.put(answer);
-                Some(Sleeper::Thread(Arc::clone(slot)))
-            }
-            Caller::Map { results, index } => {
-                results.put(*index, answer).then(|| Sleeper::Map(Arc::clone(results)))
-            }
-            Caller::Future(future) => {
-                // Fails where its holder cancelled or set it meanwhile: then nobody waits.
-                drop(settle(future.bind(py), answer));
-                None
-            }
-            Caller::Loop { port, future } => {
-                if port.get().leave(future.clone_ref(py), answer) {
-                    ports.push(port.clone_ref(py));
-                }
-                None
-            }
-        }
     }
 }

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from trustformers_serve import _core
+from trustformers_serve._functions import name
 from trustformers_serve.batcher import Backpressure, Batcher
 from trustformers_serve.errors import ExecutorError
 
@@ -19,8 +20,24 @@ Function = Callable[..., Any]
 _LOOK_EVERY_SECONDS = 0.1
 """How often who waits for an event loop looks whether that was closed."""
 
-# What runs in this context: it must not wait for itself.
-_inside: ContextVar[frozenset[int]] = ContextVar("trustformers_batches", default=frozenset())
+
+class _Run:
+    """A batch, or a thread of batches, that a function runs."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.is_over = False
+
+
+# What runs in this context: it must not wait for itself. A task begun here has the context even afterwards.
+_inside: ContextVar[tuple[_Run, ...]] = ContextVar("trustformers_batches", default=())
+
+
+def enter(function: Function) -> _Run:
+    """Notes that what is called in this context is called by `function`, until the run is over."""
+    run = _Run(function)
+    _inside.set((*(outer for outer in _inside.get() if not outer.is_over), run))
+    return run
 
 
 def refuse_inside(function: Function, what: str) -> None:
@@ -29,9 +46,9 @@ def refuse_inside(function: Function, what: str) -> None:
     Raises:
         ExecutorError: This is called by `function`, while it runs a batch.
     """
-    if id(function) in _inside.get():
-        name = getattr(function, "__qualname__", "the function")
-        raise ExecutorError(f"{what} inside {name}, which would wait for itself")
+    for run in _inside.get():
+        if run.function is function and not run.is_over:
+            raise ExecutorError(f"{what} inside {name(function)}, which would wait for itself")
 
 
 class Worker(Batcher):
@@ -60,8 +77,10 @@ class Worker(Batcher):
             arguments: What it is given beside the items.
         """
         self._function = function
-        self._coroutine = coroutine
         self._arguments = arguments
+        self._on_thread = None
+        if not coroutine:
+            self._on_thread = functools.update_wrapper(_OnThread(function, arguments), function)
         self.load = 0
         self._open(*limits, terms)
 
@@ -96,20 +115,34 @@ class Worker(Batcher):
     def _route(self, loop: asyncio.AbstractEventLoop) -> tuple[_core.LoopPort, Function]:
         for closed in [known for known in self._routes if known.is_closed()]:
             self._routes.pop(closed, None)
-        runner = self._function
-        if self._coroutine:
-            runner = functools.update_wrapper(
-                _OnLoop(self._core, self._function, loop, self._arguments), self._function
-            )
-        elif self._arguments:
-            runner = functools.partial(self._function, **self._arguments)
-        return self._routes.setdefault(loop, (self._port(loop), runner))
+        port, runner = self._port(loop), self._on_thread
+        if runner is None:
+            on_loop = _OnLoop(self._core, self._function, loop, port, self._arguments)
+            runner = functools.update_wrapper(on_loop, self._function)
+        return self._routes.setdefault(loop, (port, runner))
+
+
+class _OnThread:
+    """Runs a plain function, on the thread that calls it."""
+
+    def __init__(self, function: Function, arguments: Mapping[str, Any]) -> None:
+        self._function = function
+        self._arguments = arguments
+
+    def __call__(self, *given: Any) -> Any:
+        """What the function returns for a batch."""
+        run = enter(self._function)
+        try:
+            return self._function(*given, **self._arguments)
+        finally:
+            run.is_over = True
 
 
 class _OnLoop:
     """Runs a coroutine function on an event loop, for a thread that waits for it.
 
-    The loop itself ends the batch, so that its callers need not wait for the thread to be awake.
+    The loop itself ends the batch, and runs the next if that can start at once, so that nobody need wait for
+    the thread to be awake.
     """
 
     def __init__(
@@ -117,17 +150,19 @@ class _OnLoop:
         core: _core.Batcher,
         function: Function,
         loop: asyncio.AbstractEventLoop,
+        port: _core.LoopPort,
         arguments: Mapping[str, Any],
     ) -> None:
         self._core = core
         self._coroutine_function = function
         self._loop = loop
+        self._port = port
         self._arguments = arguments
         # Loops hold their tasks weakly.
         self._task: asyncio.Task[None] | None = None
 
     def __call__(self, *given: Any) -> None:
-        """Blocks until the batch has ended.
+        """Blocks until the batch has ended, and those that followed at once.
 
         Raises:
             RuntimeError: The loop was closed before.
@@ -149,15 +184,27 @@ class _OnLoop:
         self._task = self._loop.create_task(work)
 
     async def _run(self, given: tuple[Any, ...], ended: threading.Lock) -> None:
-        function = self._coroutine_function
-        _inside.set(_inside.get() | {id(function)})
+        *instance, items = given
+        del given
         try:
-            results = await function(*given, **self._arguments)
+            while items is not None:
+                await self._run_batch(*instance, items)
+                del items
+                # Callers that have their answers may bring more meanwhile.
+                await asyncio.sleep(0)
+                items = self._core.try_next()
+        finally:
+            ended.release()
+
+    async def _run_batch(self, *given: Any) -> None:
+        run = enter(self._coroutine_function)
+        try:
+            results = await self._coroutine_function(*given, **self._arguments)
         except BaseException as error:
             self._core.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._core.complete(results)
+            self._core.complete(results, self._port)
         finally:
-            ended.release()
+            run.is_over = True

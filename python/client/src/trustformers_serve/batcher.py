@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import math
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
 from trustformers_serve import _core
+from trustformers_serve._limits import MOST, check_count, check_time
 from trustformers_serve._sizes import exceeds
 from trustformers_serve.errors import ItemTooLargeError
 
@@ -38,7 +38,6 @@ caller of the batch.
 Backpressure = Literal["block", "drop", "passthrough"]
 """What happens at a full queue: wait for a place, raise `QueueFullError`, or run at once and alone."""
 
-_MOST = 2**31 - 1
 _EXIT_SECONDS = 2.0
 """How long queued work may go on at the interpreter's exit."""
 
@@ -103,17 +102,15 @@ class Batcher:
 
         Raises:
             ValueError: A limit is out of range.
+            TypeError: A limit is no number.
         """
-        if not 1 <= max_batch <= _MOST:
-            raise ValueError(f"max_batch must be from 1 to {_MOST}, not {max_batch}")
-        if not (math.isfinite(max_wait_ms) and max_wait_ms >= 0):
-            raise ValueError(f"max_wait_ms must be finite and not negative, not {max_wait_ms}")
+        check_count("max_batch", max_batch, 1)
+        check_time("max_wait_ms", max_wait_ms, may_be_zero=True)
         if max_queue is None:
-            max_queue = min(16 * max_batch, _MOST)
-        if not 1 <= max_queue <= _MOST:
-            raise ValueError(f"max_queue must be from 1 to {_MOST}, not {max_queue}")
-        if max_item_bytes is not None and max_item_bytes < 0:
-            raise ValueError(f"max_item_bytes must not be negative, not {max_item_bytes}")
+            max_queue = min(16 * max_batch, MOST)
+        check_count("max_queue", max_queue, 1)
+        if max_item_bytes is not None:
+            check_count("max_item_bytes", max_item_bytes, 0, sys.maxsize)
         self._max_item_bytes = max_item_bytes
         self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
 

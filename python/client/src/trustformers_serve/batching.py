@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overloa
 
 from trustformers_serve import _core, _functions
 from trustformers_serve._functions import WORKER_ID
+from trustformers_serve._limits import check_count, check_time
 from trustformers_serve._schemas import Schema
 from trustformers_serve._workers import Worker, refuse_inside
 from trustformers_serve.errors import BatcherClosedError
@@ -31,8 +32,6 @@ S_contra = TypeVar("S_contra", contravariant=True)
 
 Priority = Literal["low", "normal", "high", "critical"]
 """Who leaves first of those who wait."""
-
-_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,19 @@ class Settings:
 
         Raises:
             ValueError: One is out of range; the message names it.
+            TypeError: One is no number.
         """
+        if not isinstance(self.breaker, Breaker):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"breaker must be a Breaker, not {self.breaker!r}")
         for name in ("max_batch_size", "max_queue_size", "workers"):
-            check_limit(name, getattr(self, name), lambda value: 1 <= value <= _MOST, ">= 1")
-        check_limit("breaker.failures", self.breaker.failures, lambda value: 0 <= value <= _MOST, ">= 0")
-        check_limit("max_wait_time", self.max_wait_time, lambda value: value >= 0, ">= 0")
+            check_count(name, getattr(self, name), 1)
+        check_count("breaker.failures", self.breaker.failures, 0)
+        check_time("max_wait_time", self.max_wait_time, may_be_zero=True)
         seconds = {name: getattr(self, name) for name in ("target_latency", "latency_slo", "priority_ageing")}
         seconds |= {"breaker.window": self.breaker.window, "breaker.open": self.breaker.open}
         for name, value in seconds.items():
             if value is not None:
-                check_limit(name, value, lambda value: value > 0, "> 0")
+                check_time(name, value)
         if self.target_latency is not None and self.latency_slo is not None:
             raise ValueError("target_latency is a latency_slo that batches are sized by: give one of them")
         if self.isolation not in {"bisect", "none"}:

@@ -1,0 +1,123 @@
+"""What waits for itself: calls inside a function that runs a batch, and flushes that race with calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trustformers_serve as ts
+from executors import HOUR_MS, PATIENCE, Held, double, until
+
+
+def bring(call: Callable[[int, Any], Any]) -> None:
+    with contextlib.suppress(ts.BatcherClosedError):
+        call(1, double)
+
+
+@pytest.mark.parametrize("call", ["run", "submit"])
+def test_a_flush_waits_for_no_window_of_an_item_that_is_the_first(call: str) -> None:
+    switch = sys.getswitchinterval()
+    # Other threads run whenever they can.
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            batcher = ts.Batcher(max_wait_ms=HOUR_MS)
+            caller = threading.Thread(target=bring, args=(getattr(batcher, call),))
+            caller.start()
+            flusher = threading.Thread(target=batcher.flush)
+            flusher.start()
+            flusher.join(PATIENCE)
+            assert not flusher.is_alive()
+            batcher.close()
+            caller.join(PATIENCE)
+            assert not caller.is_alive()
+    finally:
+        sys.setswitchinterval(switch)
+
+
+def test_an_executor_that_runs_alone_may_flush() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, backpressure="passthrough", max_queue=1) as batcher:
+        first = batcher.submit(0, held)
+        held.wait_entered()
+        second = batcher.submit(1, held)
+
+        def flushing(items: list[int]) -> list[int]:
+            held.let_go()
+            batcher.flush()
+            return items
+
+        assert batcher.run(2, flushing) == 2
+        assert first.result(0) == 0
+        assert second.result(0) == 2
+
+
+def test_latencies_count_from_the_call_also_where_it_waited_for_a_place() -> None:
+    held = Held()
+    with ts.Batcher(max_batch=1, max_queue=1) as batcher:
+        futures: list[Any] = []
+        feeders = [threading.Thread(target=lambda: futures.append(batcher.submit(1, held))) for _ in range(6)]
+        for feeder in feeders:
+            feeder.start()
+        held.wait_entered()
+        until(lambda: batcher.metrics().waiting == 4)
+        # All of them are here for at least so long.
+        time.sleep(0.05)
+        held.let_go()
+        for feeder in feeders:
+            feeder.join(PATIENCE)
+        for future in futures:
+            future.result(PATIENCE)
+        assert batcher.metrics().p50_ms >= 50
+
+
+def test_a_plain_function_that_stops_or_calls_itself_is_told_so() -> None:
+    found: list[str] = []
+
+    async def both() -> None:
+        for wrong in (inside.batcher.stop(), inside(2)):
+            with pytest.raises(ts.ExecutorError, match="inside .*inside") as caught:
+                await wrong
+            found.append(str(caught.value))
+
+    @ts.batch(max_batch_size=1)
+    def inside(items: list[int]) -> list[int]:
+        asyncio.run(both())
+        return items
+
+    async def main() -> None:
+        assert await asyncio.wait_for(inside(1), PATIENCE) == 1
+        await inside.batcher.stop()
+
+    asyncio.run(main())
+    assert len(found) == 2
+
+
+def test_a_task_of_a_function_may_call_it_once_its_batch_is_over() -> None:
+    tasks: list[asyncio.Task[int]] = []
+
+    async def again() -> int:
+        await over.wait()
+        return await beginning(2)
+
+    @ts.batch(max_batch_size=1)
+    async def beginning(items: list[int]) -> list[int]:
+        if items == [1]:
+            tasks.append(asyncio.get_running_loop().create_task(again()))
+        return items
+
+    over = asyncio.Event()
+
+    async def main() -> None:
+        assert await beginning(1) == 1
+        over.set()
+        assert await asyncio.wait_for(tasks[0], PATIENCE) == 2
+        await beginning.batcher.stop()
+
+    asyncio.run(main())
