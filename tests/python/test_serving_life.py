@@ -108,6 +108,32 @@ def test_a_client_who_leaves_takes_its_waiting_request_along(serve: Serve) -> No
     connections[0].close()
 
 
+def test_clients_that_leave_are_no_failures_of_the_model(serve: Serve) -> None:
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    @ts.register()
+    async def hold(item: int) -> int:
+        begun.release()
+        try:
+            if not item:
+                await asyncio.Event().wait()
+        finally:
+            ended.release()
+        return item
+
+    server = serve()
+    connections = [leave_early(server, "/models/hold/predict", 0) for _ in range(30)]
+    for _ in connections:
+        assert begun.acquire(timeout=60)
+    for connection in connections:
+        connection.close()
+    for _ in connections:
+        assert ended.acquire(timeout=60)
+    # As many failures would have had the model left alone for a while.
+    for item in range(1, 31):
+        assert predict(server, "hold", item).value["data"] == item
+
+
 def queued(server: ts.Server) -> int:
     lines = get(server, "/metrics").body.decode().splitlines()
     (depth,) = (line for line in lines if line.startswith("trustformers_queue_depth{"))

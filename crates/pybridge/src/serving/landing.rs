@@ -216,9 +216,13 @@ impl AsyncCall {
         self.end(|running| running.complete(result));
     }
 
-    /// Ends the call with what its function raised.
+    /// Ends the call with what its function raised; where nobody waits any more, that is only that it was
+    /// cancelled, and no failure of the model's.
     fn fail(&self, py: Python<'_>, raised: Py<PyAny>) {
-        self.end(|running| running.fail(py, PyErr::from_value(raised.into_bound(py))));
+        self.end(|running| match running.call().is_some_and(|call| call.is_over()) {
+            true => running.finish(),
+            false => running.fail(py, PyErr::from_value(raised.into_bound(py))),
+        });
     }
 
     /// Ends a call whose pieces were its result.
