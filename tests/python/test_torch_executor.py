@@ -12,8 +12,15 @@ import pytest
 import torch
 import trustformers_serve as ts
 from executors import HOUR_MS, PATIENCE
-from transformers import BertConfig, BertForSequenceClassification
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
 from trustformers_serve.torch import TorchExecutor
 
 
@@ -145,6 +152,46 @@ def test_a_hugging_face_model_gives_its_own_outputs_row_by_row() -> None:
         assert isinstance(row, SequenceClassifierOutput)
         assert row.loss is None
         torch.testing.assert_close(cast("Any", row.logits), logits)
+
+
+def gpt2(**options: Any) -> GPT2LMHeadModel:
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **ends, **options)).eval()
+
+
+def test_a_causal_language_model_gives_each_caller_its_logits_and_no_cache() -> None:
+    model = gpt2(output_hidden_states=True)
+    items = [{"input_ids": torch.arange(5) + index} for index in range(4)]
+    with ts.Batcher(max_batch=4, max_wait_ms=HOUR_MS) as batcher:
+        rows = batcher.map(items, TorchExecutor(model=model, device="cpu"))
+    for item, row in zip(items, rows, strict=True):
+        alone = model(input_ids=item["input_ids"][None])
+        assert alone.past_key_values is not None, "the model keeps one"
+        assert isinstance(row, CausalLMOutputWithCrossAttentions)
+        assert row.past_key_values is None
+        torch.testing.assert_close(cast("Any", row.logits), alone.logits[0].detach())
+        assert [tuple(layer.shape) for layer in cast("Any", row.hidden_states)] == [(5, 16)] * 3
+
+
+def test_a_cache_is_none_in_a_tuple_too() -> None:
+    model = gpt2()
+    items = [torch.arange(5) + index for index in range(3)]
+    for logits, cache in TorchExecutor(model=lambda ids: model(ids, return_dict=False))(items):
+        assert (logits.shape, cache) == ((5, 50), None)
+
+
+def test_a_cache_of_tensors_whose_batch_is_not_first_is_none() -> None:
+    torch.manual_seed(2)
+    model = XLNetLMHeadModel(
+        XLNetConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, d_inner=16, mem_len=3)
+    )
+    items = [torch.arange(5) + index for index in range(3)]
+    rows = TorchExecutor(model=model)(items)
+    assert model(torch.stack(items)).mems is not None
+    for row in rows:
+        assert (row.logits.shape, row.mems) == ((5, 50), None)
 
 
 def test_mappings_and_tuples_are_the_models_arguments() -> None:

@@ -22,13 +22,17 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("trustformers_serve.torch", "torch", error.name) from error
 
+_PASTS = frozenset({"past_key_values", "past_buckets_states", "mems"})
+"""Fields of a `ModelOutput` that hold caches, whatever their type."""
+
 
 class TorchExecutor:
     """Runs a model on a batch in inference mode and gives each caller its own row of what comes out.
 
     What comes out may be a tensor, a tuple, a list, a dict or a dataclass of tensors, nested as one likes, a
     named tuple or a Hugging Face `ModelOutput`; None stays None. Each caller gets the same with each tensor's
-    row, without the batch dimension.
+    row, without the batch dimension. What a Hugging Face model keeps of its past to generate from, such as
+    the `past_key_values` that `use_cache` makes, is of the whole batch together: each row has None there.
 
     Rows are copies: a caller who keeps one keeps nothing else of the batch alive, and may change it without
     anybody else's noticing. They are ordinary tensors on the model's device, which need no gradient and may
@@ -111,7 +115,7 @@ class TorchExecutor:
 
     def _rows(self, output: Any, count: int, path: str) -> list[Any]:
         """The rows of `output`, which is at `path` of what the model returned."""
-        if output is None:
+        if output is None or _is_cache(output):
             return [None] * count
         if isinstance(output, torch.Tensor):
             if output.ndim == 0 or output.shape[0] != count:
@@ -124,10 +128,13 @@ class TorchExecutor:
             return [row.clone() for row in output.unbind(0)]
         if isinstance(output, Mapping):
             named = cast("Mapping[Any, Any]", output)
+            # A `ModelOutput` is a mapping and a dataclass, whose fields without a value are None.
+            is_model_output = dataclasses.is_dataclass(output)
+            if is_model_output:
+                named = {name: value for name, value in named.items() if name not in _PASTS}
             columns = [self._rows(value, count, f"{path}[{name!r}]") for name, value in named.items()]
             made = [dict(zip(named, values, strict=True)) for values in _transposed(columns, count)]
-            # A `ModelOutput` is a mapping and a dataclass, whose fields without a value are None.
-            return [type(output)(**row) for row in made] if dataclasses.is_dataclass(output) else made
+            return [type(output)(**row) for row in made] if is_model_output else made
         if dataclasses.is_dataclass(output) and not isinstance(output, type):
             names = [field.name for field in dataclasses.fields(output) if field.init]
             columns = [self._rows(getattr(output, name), count, f"{path}.{name}") for name in names]
@@ -142,6 +149,14 @@ class TorchExecutor:
             f"the model {self._name} returned {path or 'something'} of type {kind}, which has no rows: "
             "give the TorchExecutor an uncollate_fn"
         )
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is an object in which a Hugging Face model keeps its past."""
+    return any(
+        kind.__name__.endswith("Cache") and kind.__module__.startswith("transformers.")
+        for kind in type(value).__mro__
+    )
 
 
 def _transposed(columns: list[list[Any]], count: int) -> list[list[Any]]:
