@@ -239,11 +239,17 @@ async def generates_later(records: list[int]) -> AsyncIterator[int]:
         (list, "DynamicBatcher requires either .* not <class 'list'>"),
         (generates, "generates generates; DynamicBatcher takes a function that returns a list"),
         (generates_later, "generates_later generates"),
+        (functools.partial(generates), "generates generates"),
     ],
 )
 def test_what_can_run_no_batch_is_refused_at_once(function: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         ts.DynamicBatcher(function)
+
+
+def test_a_batcher_without_a_function_says_what_it_requires() -> None:
+    with pytest.raises(TypeError, match="DynamicBatcher requires either .* as `process_fn`"):
+        ts.DynamicBatcher()
 
 
 @pytest.mark.parametrize(
@@ -267,6 +273,25 @@ def test_a_limit_out_of_range_is_refused_by_its_name(limit: dict[str, Any]) -> N
         ts.DynamicBatcher(twice, **limit)
 
 
-def test_an_estimator_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="cost_estimator must be callable, not 3"):
-        ts.DynamicBatcher(twice, cost_estimator=3)  # pyright: ignore[reportArgumentType]
+class Estimator:
+    async def __call__(self, record: int) -> int:
+        return record
+
+
+async def estimates_later(record: int) -> int:
+    return record
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (3, "must be callable, not 3"),
+        (estimates_later, "must return a number: estimates_later is a coroutine function"),
+        (functools.partial(estimates_later), "must return a number: estimates_later is a coroutine function"),
+        (Estimator(), "must return a number: Estimator is a coroutine function"),
+        (generates, "must return a number: generates is a generator function"),
+    ],
+)
+def test_an_estimator_that_gives_no_number_is_refused_at_once(estimator: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=f"^cost_estimator {said}"):
+        ts.DynamicBatcher(twice, cost_estimator=estimator)

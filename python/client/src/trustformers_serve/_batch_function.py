@@ -10,10 +10,12 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from trustformers_serve import _core
+from trustformers_serve import _core, _functions
 from trustformers_serve.errors import ExecutorError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def name_of(function: Any) -> str:
@@ -21,14 +23,34 @@ def name_of(function: Any) -> str:
     return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
 
 
-def check_function(batcher: str, function: Any) -> None:
-    """Raises a `TypeError` that names `function` where no batch could run through it."""
+def check_function(batcher: str, function: F | None) -> F:
+    """The function; raises a `TypeError` that names it where no batch could run through it."""
     if function is None:
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one as `process_fn`")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if _functions.is_generator(function):
         raise TypeError(f"{name_of(function)} generates; {batcher} takes a function that returns a list")
+    return function
+
+
+def check_estimator(name: str, estimator: Any) -> None:
+    """Raises a `TypeError` that names `estimator`, the argument `name`, where calls of it give no cost."""
+    if estimator is None:
+        return
+    if not callable(estimator):
+        raise TypeError(f"{name} must be callable, not {estimator!r}")
+    if _functions.is_coroutine(estimator) or _functions.is_generator(estimator):
+        kind = "coroutine" if _functions.is_coroutine(estimator) else "generator"
+        raise TypeError(f"{name} must return a number: {name_of(estimator)} is a {kind} function")
+
+
+def is_cost(value: Any) -> bool:
+    """Whether a record may cost so much: a number from 0."""
+    try:
+        return bool(value >= 0)
+    except (TypeError, ValueError):
+        return False
 
 
 def begin(
@@ -100,6 +122,7 @@ class FunctionThread:
         self.function = function
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_busy = False
 
     async def call(self, records: list[Any]) -> Any:
         """What the function returns for the records; awaited here where it returned an awaitable."""
@@ -112,13 +135,18 @@ class FunctionThread:
             self._thread.start()
         function = functools.partial(contextvars.copy_context().run, self.function)
         self._batches.put((loop, future, function, records))
-        results = await future
+        self._is_busy = True
+        try:
+            results = await future
+        finally:
+            # What is not waited for any more still runs.
+            self._is_busy = future.cancelled() or not future.done()
         return await results if inspect.isawaitable(results) else results
 
     def close(self, wait: bool = False) -> None:
-        """Lets the thread end after what it runs, and waits for that if asked to."""
+        """Lets the thread end after what it runs, and waits for that if asked to and it runs nothing."""
         self._batches.put(None)
-        if wait and self._thread is not None:
+        if wait and self._thread is not None and not self._is_busy:
             self._thread.join()
 
 
