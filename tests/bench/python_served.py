@@ -2,7 +2,7 @@
 
 Each runs with one process for the function and with one a core, mosec also with batches; the targets compare
 with the best of each peer's settings. Registered functions are measured as they are, under `autobatch` and
-under `batch`.
+under `batch`, and so are models of an `App` that take one item or a whole batch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def contenders() -> list[Served]:
     litserve = environment("litserve", HERE / "litserve.txt") / "bin" / "python"
     made = [
         Served(f"this, {kind}", here, ["served_app.py", kind, "PORT"], "/models/score/predict")
-        for kind in ("register", "autobatch", "batch")
+        for kind in ("register", "autobatch", "batch", "app", "app-batched")
     ]
     for workers in sorted({1, CORES}):
         count = str(workers)
