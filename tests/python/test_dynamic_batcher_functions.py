@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from records import HOUR, soon, twice
+from records import HOUR, soon, turns, twice
 
 LIMITS: dict[str, Any] = {"max_batch_size": 3, "batch_timeout_s": HOUR}
 
@@ -164,6 +164,47 @@ def test_a_function_may_bring_records_to_its_own_batcher() -> None:
         async with batcher:
             assert await soon(asyncio.gather(*await batcher.submit_batch(range(3)))) == [0, 1, 2]
             assert await soon(asyncio.gather(*brought)) == [3, 4, 5]
+
+    asyncio.run(main())
+
+
+def test_a_function_that_stops_its_own_batcher_is_told_that_it_would_wait_for_itself() -> None:
+    async def stopping(records: list[int]) -> list[int]:
+        await batcher.stop()
+        return records
+
+    def stopping_later(records: list[int]) -> Any:
+        return stopping(records)
+
+    for function in (stopping, stopping_later):
+        batcher = ts.DynamicBatcher(function, **LIMITS)
+
+        async def main(batcher: ts.DynamicBatcher[int, int] = batcher) -> None:
+            async with batcher:
+                futures = await batcher.submit_batch(range(3))
+                for error in await soon(asyncio.gather(*futures, return_exceptions=True)):
+                    assert isinstance(error, ts.ExecutorError)
+                    assert "`stop` was called inside" in str(error)
+                assert batcher.is_running
+
+        asyncio.run(main())
+
+
+def test_a_function_may_have_its_batcher_stopped_after_it() -> None:
+    async def main() -> None:
+        stops: list[asyncio.Task[None]] = []
+
+        async def last(records: list[int]) -> list[int]:
+            stops.append(asyncio.create_task(batcher.stop()))
+            await turns()
+            return records
+
+        batcher = ts.DynamicBatcher(last, **LIMITS)
+        await batcher.start()
+        futures = await batcher.submit_batch(range(3))
+        assert await soon(asyncio.gather(*futures)) == [0, 1, 2]
+        await soon(stops[0])
+        assert not batcher.is_running
 
     asyncio.run(main())
 

@@ -74,8 +74,9 @@ def test_a_loop_that_is_closed_with_records_under_way_leaves_nothing_to_complain
     assert not batcher.is_running
 
     async def again() -> int:
-        with pytest.raises(RuntimeError, match="belongs to another event loop"):
-            await batcher.submit(1)
+        for call in (batcher.submit(1), batcher.submit_batch([1])):
+            with pytest.raises(ts.BatcherClosedError, match="not running"):
+                await call
         async with batcher:
             future = await batcher.submit(4)
         return future.result()

@@ -9,6 +9,7 @@ import functools
 import inspect
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -58,12 +59,14 @@ def begin(
     context: contextvars.Context,
     call: Callable[[list[Any]], Any],
     thread: FunctionThread | None,
+    tasks: weakref.WeakSet[asyncio.Task[Any]],
     core: _core.RecordStream,
     records: list[Any],
 ) -> None:
-    """Begins to run a batch, and has the core told when it has ended."""
+    """Begins to run a batch, in one of `tasks`, and has the core told when it has ended."""
     # Not in the context of the caller whose record happened to be the last.
     task = context.run(loop.create_task, _called(call, records))
+    tasks.add(task)
     task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
 
 

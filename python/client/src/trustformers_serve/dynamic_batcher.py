@@ -26,7 +26,7 @@ from trustformers_serve._batch_function import (
     is_cost,
     name_of,
 )
-from trustformers_serve.errors import BatcherClosedError
+from trustformers_serve.errors import BatcherClosedError, ExecutorError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,6 +170,7 @@ class DynamicBatcher(Generic[T, R]):
         self._core: _core.RecordStream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: FunctionThread | None = None
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._past = (0, 0, 0, 0, 0.0, 0.0)
 
     async def start(self) -> None:
@@ -186,9 +187,9 @@ class DynamicBatcher(Generic[T, R]):
         thread = None if _functions.is_coroutine(self._function) else FunctionThread(self._function)
         call = self._function if thread is None else thread.call
         self._loop = loop
-        self._core = self._make(
-            loop, self._function, functools.partial(begin, loop, contextvars.copy_context(), call, thread)
-        )
+        context = contextvars.copy_context()
+        run = functools.partial(begin, loop, context, call, thread, self._tasks)
+        self._core = self._make(loop, self._function, run)
         self._thread = thread
         if thread is not None:
             # Also where nobody stops it: the core lives while anything is queued.
@@ -202,11 +203,15 @@ class DynamicBatcher(Generic[T, R]):
 
         Raises:
             RuntimeError: It belongs to another event loop.
+            ExecutorError: Its function itself calls it.
         """
         core = self._core
         if core is None:
             return
         if not self._is_left():
+            if asyncio.current_task() in self._tasks:
+                name = name_of(self._function)
+                raise ExecutorError(f"`stop` was called inside {name}, which would wait for itself")
             # A caller that leaves must not take the others' future with it.
             await asyncio.shield(core.drain())
         if self._core is core:
@@ -239,7 +244,12 @@ class DynamicBatcher(Generic[T, R]):
         core = self._core
         if core is None:
             raise self._not_running()
-        future = core.submit(record, estimated_cost)
+        try:
+            future = core.submit(record, estimated_cost)
+        except RuntimeError:
+            if self._is_left():
+                raise self._not_running() from None
+            raise
         if isinstance(future, _core.Place):
             return await _admitted(future)
         return future
