@@ -12,15 +12,9 @@ import pytest
 import torch
 import trustformers_serve as ts
 from executors import HOUR_MS, PATIENCE
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    XLNetConfig,
-    XLNetLMHeadModel,
-)
-from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trustformers_serve.torch import TorchExecutor
 
 
@@ -154,25 +148,82 @@ def test_a_hugging_face_model_gives_its_own_outputs_row_by_row() -> None:
         torch.testing.assert_close(cast("Any", row.logits), logits)
 
 
-def gpt2(**options: Any) -> GPT2LMHeadModel:
+def test_a_language_model_gives_its_logits_although_it_returns_a_cache_of_the_whole_batch() -> None:
     torch.manual_seed(2)
-    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **ends, **options)).eval()
-
-
-def test_a_causal_language_model_gives_each_caller_its_logits_and_no_cache() -> None:
-    model = gpt2(output_hidden_states=True)
-    items = [{"input_ids": torch.arange(5) + index} for index in range(4)]
-    with ts.Batcher(max_batch=4, max_wait_ms=HOUR_MS) as batcher:
-        rows = batcher.map(items, TorchExecutor(model=model, device="cpu"))
-    for item, row in zip(items, rows, strict=True):
-        alone = model(input_ids=item["input_ids"][None])
-        assert alone.past_key_values is not None, "the model keeps one"
-        assert isinstance(row, CausalLMOutputWithCrossAttentions)
+    numbers: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1}
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8, **numbers)
+    )
+    items = [{"input_ids": torch.arange(5) + index} for index in range(3)]
+    whole = model.eval()(input_ids=torch.stack([item["input_ids"] for item in items]))
+    assert whole.past_key_values is not None
+    for row, logits in zip(TorchExecutor(model)(items), whole.logits.detach(), strict=True):
+        torch.testing.assert_close(row.logits, logits)
         assert row.past_key_values is None
-        torch.testing.assert_close(cast("Any", row.logits), alone.logits[0].detach())
-        assert [tuple(layer.shape) for layer in cast("Any", row.hidden_states)] == [(5, 16)] * 3
+
+
+def test_an_exported_program_is_a_model() -> None:
+    model, items = linear(), vectors(3)
+    sizes: Any = {"input": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (torch.stack(vectors(2)),), dynamic_shapes=sizes)
+    for item, row in zip(items, executor(program.module())(items), strict=True):
+        torch.testing.assert_close(row, model(item[None])[0].detach())
+
+
+def test_a_packed_sequence_is_the_only_argument() -> None:
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.GRU(4, 3)
+
+        def forward(self, packed: PackedSequence) -> torch.Tensor:
+            return self.inner(packed)[1][0]
+
+    torch.manual_seed(1)
+    model, items = Last(), [torch.randn(length, 4) for length in (2, 5, 3)]
+
+    def pack(items: list[torch.Tensor]) -> PackedSequence:
+        return pack_sequence(items, enforce_sorted=False)
+
+    rows = executor(model, collate_fn=pack, dtype=torch.float64)(items)
+    assert [row.dtype for row in rows] == [torch.float64] * 3
+    for item, row in zip(items, rows, strict=True):
+        torch.testing.assert_close(row, model(pack([item.double()]))[0].detach())
+
+
+def test_everything_in_a_batch_is_moved_to_the_device() -> None:
+    class Movable:
+        device = "cpu"
+
+        def to(self, device: torch.device) -> Movable:
+            moved = Movable()
+            moved.device = device.type
+            return moved
+
+    seen: list[str] = []
+
+    def model(scored: Scored, deep: Any, other: Movable, packed: PackedSequence, name: str) -> torch.Tensor:
+        found = [scored.score, deep["a"][0].total, packed.data]
+        seen.extend([*(tensor.device.type for tensor in found), other.device, name])
+        return found[0]
+
+    def collate(items: list[torch.Tensor]) -> tuple[Any, ...]:
+        batch = torch.stack(items)
+        return Scored(batch), {"a": [Pair(batch, batch)]}, Movable(), pack_sequence(items), "name"
+
+    rows = executor(model, collate_fn=collate, device="meta")(vectors(2))
+    assert seen == ["meta"] * 4 + ["name"]
+    assert [row.device.type for row in rows] == ["meta"] * 2
+
+
+def test_mappings_and_tuples_are_the_models_arguments() -> None:
+    def add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left + 2 * right
+
+    pairs = [(torch.tensor(float(index)), torch.tensor(1.0)) for index in range(3)]
+    assert executor(add, collate_fn=None)(pairs) == [2.0, 3.0, 4.0]
+    named = [{"right": right, "left": left} for left, right in pairs]
+    assert executor(add, collate_fn=None)(named) == [2.0, 3.0, 4.0]
 
 
 def test_a_cache_is_none_in_a_tuple_too() -> None:
@@ -192,16 +243,6 @@ def test_a_cache_of_tensors_whose_batch_is_not_first_is_none() -> None:
     assert model(torch.stack(items)).mems is not None
     for row in rows:
         assert (row.logits.shape, row.mems) == ((5, 50), None)
-
-
-def test_mappings_and_tuples_are_the_models_arguments() -> None:
-    def add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left + 2 * right
-
-    pairs = [(torch.tensor(float(index)), torch.tensor(1.0)) for index in range(3)]
-    assert executor(add, collate_fn=None)(pairs) == [2.0, 3.0, 4.0]
-    named = [{"right": right, "left": left} for left, right in pairs]
-    assert executor(add, collate_fn=None)(named) == [2.0, 3.0, 4.0]
 
 
 def test_weights_and_floating_point_inputs_have_the_type_that_is_asked_for() -> None:

@@ -9,11 +9,10 @@ import functools
 import inspect
 import queue
 import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableSet
 from typing import Any, TypeVar
 
-from trustformers_serve import _core, _functions
+from trustformers_serve import _core
 from trustformers_serve.errors import ExecutorError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,28 +29,9 @@ def check_function(batcher: str, function: F | None) -> F:
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one as `process_fn`")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
-    if _functions.is_generator(function):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{name_of(function)} generates; {batcher} takes a function that returns a list")
     return function
-
-
-def check_estimator(name: str, estimator: Any) -> None:
-    """Raises a `TypeError` that names `estimator`, the argument `name`, where calls of it give no cost."""
-    if estimator is None:
-        return
-    if not callable(estimator):
-        raise TypeError(f"{name} must be callable, not {estimator!r}")
-    if _functions.is_coroutine(estimator) or _functions.is_generator(estimator):
-        kind = "coroutine" if _functions.is_coroutine(estimator) else "generator"
-        raise TypeError(f"{name} must return a number: {name_of(estimator)} is a {kind} function")
-
-
-def is_cost(value: Any) -> bool:
-    """Whether a record may cost so much: a number from 0."""
-    try:
-        return bool(value >= 0)
-    except (TypeError, ValueError):
-        return False
 
 
 def begin(
@@ -59,7 +39,7 @@ def begin(
     context: contextvars.Context,
     call: Callable[[list[Any]], Any],
     thread: FunctionThread | None,
-    tasks: weakref.WeakSet[asyncio.Task[Any]],
+    tasks: MutableSet[asyncio.Task[Any]],
     core: _core.RecordStream,
     records: list[Any],
 ) -> None:

@@ -21,11 +21,10 @@ from trustformers_serve import _core, _functions
 from trustformers_serve._batch_function import (
     FunctionThread,
     begin,
-    check_estimator,
     check_function,
-    is_cost,
     name_of,
 )
+from trustformers_serve._costs import check_estimator, is_cost
 from trustformers_serve.errors import BatcherClosedError, ExecutorError
 
 if TYPE_CHECKING:

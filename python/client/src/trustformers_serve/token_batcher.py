@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from trustformers_serve._batch_function import check_estimator, is_cost
+from trustformers_serve._costs import check_estimator, first_of
 from trustformers_serve.dynamic_batcher import DynamicBatcher, ProcessFunction
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class TokenBatcher(DynamicBatcher[T, R]):
         if cost_estimator is None:
             cost_estimator = token_estimator
         elif token_estimator is not None:
-            cost_estimator = functools.partial(_estimated, token_estimator, cost_estimator)
+            cost_estimator = functools.partial(first_of, token_estimator, cost_estimator)
         super().__init__(
             function,
             cost_estimator,
@@ -124,12 +124,3 @@ class TokenBatcher(DynamicBatcher[T, R]):
         return await super().submit_batch(
             records, estimated_cost=estimated_cost if estimated_tokens is None else estimated_tokens
         )
-
-
-def _estimated(first: Callable[[T], int], second: Callable[[T], int], record: T) -> int:
-    """What the first estimator gives that is a cost."""
-    try:
-        cost = first(record)
-    except Exception:  # noqa: BLE001 - whatever it raises, the next one is asked
-        return second(record)
-    return cost if is_cost(cost) else second(record)

@@ -12,18 +12,23 @@ Needs PyTorch to be importable, which the extra `[torch]` says.
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from trustformers_serve.errors import ExecutorError, MissingExtraError
 
 try:
     import torch
+    from torch.nn.utils.rnn import PackedSequence
 except ModuleNotFoundError as error:
     raise MissingExtraError("trustformers_serve.torch", "torch", error.name) from error
 
-_PASTS = frozenset({"past_key_values", "past_buckets_states", "mems"})
-"""Fields of a `ModelOutput` that hold caches, whatever their type."""
+
+_PAST = re.compile(r"(.*_)?(past_.*|cache|cache_params|mems)")
+"""Fields of a `ModelOutput` for what a model keeps of its past, whatever their type and form."""
 
 
 class TorchExecutor:
@@ -31,8 +36,8 @@ class TorchExecutor:
 
     What comes out may be a tensor, a tuple, a list, a dict or a dataclass of tensors, nested as one likes, a
     named tuple or a Hugging Face `ModelOutput`; None stays None. Each caller gets the same with each tensor's
-    row, without the batch dimension. What a Hugging Face model keeps of its past to generate from, such as
-    the `past_key_values` that `use_cache` makes, is of the whole batch together: each row has None there.
+    row, without the batch dimension. A cache of keys and values, which transformers returns for the batch as
+    a whole, becomes None.
 
     Rows are copies: a caller who keeps one keeps nothing else of the batch alive, and may change it without
     anybody else's noticing. They are ordinary tensors on the model's device, which need no gradient and may
@@ -53,9 +58,11 @@ class TorchExecutor:
             model: A module, which is changed in place, or any function of what `collate_fn` returns.
             collate_fn: Makes one batch of a list of items, `torch.stack` for tensors of one shape; by default
                 PyTorch's `default_collate`. A mapping is given to the model as its keyword arguments, a tuple
-                or list as its arguments, anything else as the only one.
-            device: Where the module and the tensors of a batch are moved; by default they stay.
-            uncollate_fn: Makes the list of results of what the model returned, in place of the rows.
+                or list as its arguments, anything else, a `PackedSequence` too, as the only one.
+            device: Where the module and the tensors of a batch are moved, and whatever else in it has a
+                method `to`; by default they stay.
+            uncollate_fn: Makes the list of results of what the model returned, in place of the rows. They are
+                given as they are.
             dtype: To which floating-point weights and inputs are cast; by default they are not.
 
         Raises:
@@ -70,7 +77,10 @@ class TorchExecutor:
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         if isinstance(model, torch.nn.Module):
-            model = model.eval().to(device=self._device, dtype=dtype)
+            # The program that `torch.export` made is in the mode in which it was exported.
+            with suppress(NotImplementedError):
+                model.eval()
+            model = model.to(device=self._device, dtype=dtype)
         self._model = model
         self._collate = torch.utils.data.default_collate if collate_fn is None else collate_fn
         self._uncollate = uncollate_fn
@@ -88,7 +98,7 @@ class TorchExecutor:
             batch = self._moved(self._collate(items))
             if isinstance(batch, Mapping):
                 output = self._model(**batch)
-            elif isinstance(batch, (tuple, list)):
+            elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
                 output = self._model(*batch)
             else:
                 output = self._model(batch)
@@ -104,13 +114,19 @@ class TorchExecutor:
 
     def _moved(self, batch: Any) -> Any:
         """The batch where the model is, and of its type."""
-        if isinstance(batch, torch.Tensor):
-            return batch.to(device=self._device, dtype=self._dtype if batch.is_floating_point() else None)
+        if isinstance(batch, (torch.Tensor, PackedSequence)):
+            floats = batch.data.is_floating_point()
+            return cast("Any", batch).to(device=self._device, dtype=self._dtype if floats else None)
         if isinstance(batch, Mapping):
             return {name: self._moved(value) for name, value in cast("Mapping[Any, Any]", batch).items()}
         if isinstance(batch, (tuple, list)):
             moved = [self._moved(value) for value in cast("Sequence[Any]", batch)]
             return _like(batch, moved)
+        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+            names = [field.name for field in dataclasses.fields(batch) if field.init]
+            return dataclasses.replace(batch, **{name: self._moved(getattr(batch, name)) for name in names})
+        if self._device is not None and callable(getattr(batch, "to", None)):
+            return cast("Any", batch).to(self._device)
         return batch
 
     def _rows(self, output: Any, count: int, path: str) -> list[Any]:
@@ -131,7 +147,7 @@ class TorchExecutor:
             # A `ModelOutput` is a mapping and a dataclass, whose fields without a value are None.
             is_model_output = dataclasses.is_dataclass(output)
             if is_model_output:
-                named = {name: value for name, value in named.items() if name not in _PASTS}
+                named = {name: value for name, value in named.items() if not _PAST.fullmatch(name)}
             columns = [self._rows(value, count, f"{path}[{name!r}]") for name, value in named.items()]
             made = [dict(zip(named, values, strict=True)) for values in _transposed(columns, count)]
             return [type(output)(**row) for row in made] if is_model_output else made
@@ -151,12 +167,9 @@ class TorchExecutor:
         )
 
 
-def _is_cache(value: Any) -> bool:
-    """Whether it is an object in which a Hugging Face model keeps its past."""
-    return any(
-        kind.__name__.endswith("Cache") and kind.__module__.startswith("transformers.")
-        for kind in type(value).__mro__
-    )
+def _is_cache(output: Any) -> bool:
+    caches = sys.modules.get("transformers.cache_utils")
+    return caches is not None and isinstance(output, caches.Cache)
 
 
 def _transposed(columns: list[list[Any]], count: int) -> list[list[Any]]:
