@@ -12,7 +12,6 @@ Needs PyTorch to be importable, which the extra `[torch]` says.
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,8 +26,8 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("trustformers_serve.torch", "torch", error.name) from error
 
 
-_PAST = re.compile(r"(.*_)?(past_.*|cache|cache_params|mems)")
-"""Fields of a `ModelOutput` for what a model keeps of its past, whatever their type and form."""
+_PAST = ("past_key_values", "past_buckets_states", "cache", "cache_params", "mems")
+"""How fields of a `ModelOutput` end for what a model keeps of its past, whatever its type and form."""
 
 
 class TorchExecutor:
@@ -147,7 +146,7 @@ class TorchExecutor:
             # A `ModelOutput` is a mapping and a dataclass, whose fields without a value are None.
             is_model_output = dataclasses.is_dataclass(output)
             if is_model_output:
-                named = {name: value for name, value in named.items() if not _PAST.fullmatch(name)}
+                named = {name: value for name, value in named.items() if not name.endswith(_PAST)}
             columns = [self._rows(value, count, f"{path}[{name!r}]") for name, value in named.items()]
             made = [dict(zip(named, values, strict=True)) for values in _transposed(columns, count)]
             return [type(output)(**row) for row in made] if is_model_output else made
