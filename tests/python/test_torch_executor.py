@@ -228,7 +228,7 @@ def test_mappings_and_tuples_are_the_models_arguments() -> None:
 
 
 def test_a_cache_is_none_in_a_tuple_too() -> None:
-    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
+    sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1))
     items = [torch.arange(5) + index for index in range(3)]
     for logits, cache in TorchExecutor(model=lambda ids: model(ids, return_dict=False))(items):
