@@ -29,7 +29,7 @@ bench: build-bench models ## Load tests, beside the peers; tables here, JSON in 
 bench-llm: build-bench ## Texts of a language model, beside llama.cpp (built here, once) and transformers
 	@python tests/bench/run.py llm
 
-bench-python: wheel ## Batching of Python functions, beside a bare hand-off and bare futures; served, beside mosec and LitServe
+bench-python: wheel ## Batching of Python functions, beside a bare hand-off, bare futures and Flyte; served, beside mosec and LitServe
 	@python tests/bench/python_faces.py --json .bench/results/python_faces.json
 	@python tests/bench/python_served.py
 

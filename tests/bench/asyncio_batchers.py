@@ -1,26 +1,31 @@
-"""What `DynamicBatcher` is measured beside: bare futures, and batchers of plain asyncio.
+"""Batchers under many asyncio callers, beside bare futures and batchers of plain asyncio.
 
-Flyte's batcher is among them where a folder has it:
-python -m pip install --target .bench/flyte flyte
+Each makes batches of up to `MAX_BATCH` and waits up to `WINDOW` for company, unless its name says otherwise,
+and lets all callers in at once. Flyte's batcher is among them where its package can be installed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import sys
+import sysconfig
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import trustformers_serve as ts
+from harness import HERE, BenchError
+from peers import environment
 
 Call = Callable[[int], Awaitable[int]]
 
 MAX_BATCH = 256
 WINDOW = 0.05
+MAX_QUEUE = 5_000
+FLYTE = "Flyte's TokenBatcher"
 
 
 async def double(records: list[int]) -> list[int]:
@@ -58,7 +63,7 @@ class QueueBatcher:
     """The plain baseline: a queue, futures, and a task that takes what waits; no costs, nothing ahead."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int, asyncio.Future[int]]] = asyncio.Queue(5_000)
+        self._queue: asyncio.Queue[tuple[int, asyncio.Future[int]]] = asyncio.Queue(MAX_QUEUE)
         self._task = asyncio.create_task(self._work())
 
     async def call(self, record: int) -> int:
@@ -132,34 +137,52 @@ async def streamed(batcher: Any) -> AsyncGenerator[Call]:
         yield call
 
 
-def flyte_batcher(folder: Path) -> Callable[..., Any] | None:
-    """Flyte's `TokenBatcher`, or None where the folder has none."""
-    if not folder.is_dir():
-        return None
-    sys.path.insert(0, str(folder))
+@asynccontextmanager
+async def awaited() -> AsyncGenerator[Call]:
+    """`Batcher.arun`, whose executor runs on a thread."""
+    with ts.Batcher(MAX_BATCH, WINDOW * 1e3, max_queue=MAX_QUEUE) as batcher:
+        arun = batcher.arun
+        yield lambda record: arun(record, double_plain)
+
+
+@asynccontextmanager
+async def decorated(max_batch: int) -> AsyncGenerator[Call]:
+    """A function under `batch`, with room in its queue for every caller."""
+    function = ts.batch(max_batch, WINDOW, max_queue_size=MAX_QUEUE)(double)
+    yield function
+    await function.batcher.stop()
+
+
+@functools.cache
+def flyte_batcher() -> Callable[..., Any] | None:
+    """Flyte's `TokenBatcher`, or None, after a word on why, where it cannot be installed or imported."""
     try:
+        venv = environment("flyte", HERE / "flyte.txt")
+        # Last, so that what both have is this environment's.
+        sys.path.append(sysconfig.get_path("purelib", vars={"base": str(venv)}))
         found: Any = importlib.import_module("flyte.extras")
-    except ImportError as error:
-        print(f"Flyte cannot be imported from {folder}: {error}")
+    except (BenchError, ImportError) as error:
+        print(f"{FLYTE} is left out: {error}", file=sys.stderr)
         return None
-    finally:
-        sys.path.remove(str(folder))
     return found.TokenBatcher
 
 
-def contestants(flyte: Path) -> dict[str, Callable[[], AbstractAsyncContextManager[Call]]]:
+def contestants() -> dict[str, Callable[[], AbstractAsyncContextManager[Call]]]:
     """What is measured, by name; each is made on the loop that it runs on."""
     found: dict[str, Callable[[], AbstractAsyncContextManager[Call]]] = {
         "bare future": bare,
+        "Batcher": awaited,
+        "@batch": lambda: decorated(MAX_BATCH),
+        "@batch of up to 32": lambda: decorated(32),
         "DynamicBatcher": lambda: streamed(ts.DynamicBatcher(double)),
         "DynamicBatcher, plain function": lambda: streamed(ts.DynamicBatcher(double_plain)),
         "TokenBatcher": lambda: streamed(ts.TokenBatcher(double)),
         "asyncio queue": lambda: queue_batcher(QueueBatcher),
         "wait_for per record": lambda: queue_batcher(TimedBatcher),
     }
-    theirs = flyte_batcher(flyte)
+    theirs = flyte_batcher()
     if theirs is not None:
-        found["Flyte's TokenBatcher"] = lambda: streamed(theirs(inference_fn=double))
+        found[FLYTE] = lambda: streamed(theirs(inference_fn=double))
     return found
 
 
@@ -177,10 +200,10 @@ async def percentile(call: Call, callers: int, records: int) -> float:
     return sorted(taken)[len(taken) * 99 // 100] * 1e3
 
 
-async def measure(flyte: Path, callers: int, records: int) -> dict[str, float]:
+async def measure(callers: int, records: int) -> dict[str, float]:
     """Records a second by what was measured, side by side, and milliseconds."""
     found: dict[str, float] = {}
-    for name, make in contestants(flyte).items():
+    for name, make in contestants().items():
         async with make() as call:
             found[f"{name}, {callers:,} tasks"] = await gather(call, callers, records)
             found[f"{name}, {callers:,} tasks, p99 ms"] = await percentile(call, callers, records // 4)

@@ -24,7 +24,8 @@ CORES = len(os.sched_getaffinity(0))
 
 _URL = re.compile(r"http://127\.0\.0\.1:[1-9]\d*")
 _POLL_SECONDS = 0.002
-_END_SECONDS = 10.0
+# What a load left unanswered, mosec waits for until its own timeout, of half a minute.
+_END_SECONDS = 2.0
 T = TypeVar("T")
 
 
@@ -159,13 +160,13 @@ class Program:
         raise BenchError(f"{self.name} is not ready after {timeout_seconds:.0f} s:\n{self.log_tail()}")
 
     def end(self) -> None:
-        """SIGTERM to the process, then SIGKILL to whatever is left of its session."""
+        """SIGTERM to the process and its group, then SIGKILL to whatever is left of its session."""
         process = self._process
         if process is None:
             return
         try:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             pass

@@ -1,8 +1,8 @@
-"""`Batcher` and `DynamicBatcher` beside what they are made against: make bench-python.
+"""`Batcher`, `DynamicBatcher` and `batch` beside what they are made against: make bench-python.
 
 Each item goes through the scheduler. Closed-loop threads are beside the same threads that hand their items
 to one worker under a bare lock and condition; asyncio callers beside the bare round trip of a future, without
-any logic, and beside batchers of plain asyncio.
+any logic, and beside batchers of plain asyncio, all of them with the same limits (see `asyncio_batchers`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import asyncio_batchers
 import trustformers_serve as ts
-from asyncio_batchers import gather
 
 
 def double(items: list[int]) -> list[int]:
@@ -93,13 +92,14 @@ TARGETS = [
     ("Batcher.map", None, 100_000.0),
     ("Batcher, 32 threads", "hand-off, 32 threads", 0.8),
     ("Batcher, 1,000 tasks", "bare future, 1,000 tasks", 0.8),
+    ("@batch, 1,000 tasks", "bare future, 1,000 tasks", 0.8),
     ("DynamicBatcher, 1,000 tasks", "bare future, 1,000 tasks", 0.8),
     ("DynamicBatcher, 1,000 tasks", "wait_for per record, 1,000 tasks", 2.0),
 ]
 """What is wanted of a rate, by itself or beside another's of the same round."""
 
 
-def measure(items: int, flyte: Path) -> dict[str, float]:
+def measure(items: int) -> dict[str, float]:
     """Items a second by what was measured, side by side."""
     found: dict[str, float] = {}
     for threads in (32, 512):
@@ -116,9 +116,7 @@ def measure(items: int, flyte: Path) -> dict[str, float]:
         began = time.perf_counter()
         batcher.map(range(4 * items), double)
         found["Batcher.map"] = 4 * items / (time.perf_counter() - began)
-        arun = batcher.arun
-        found["Batcher, 1,000 tasks"] = asyncio.run(gather(lambda item: arun(item, double), 1000, items))
-    return found | asyncio.run(asyncio_batchers.measure(flyte, 1000, items))
+    return found | asyncio.run(asyncio_batchers.measure(1000, items))
 
 
 def report(rounds: list[dict[str, float]]) -> None:
@@ -134,6 +132,8 @@ def report(rounds: list[dict[str, float]]) -> None:
         shares = [found[name] / (1 if beside is None else found[beside]) for found in rounds]
         of = name if beside is None else f"{name} / {beside}"
         print(line(of, shares), f" target {target:,}")
+    if not any(name.startswith(asyncio_batchers.FLYTE) for name in rounds[0]):
+        print(f"{asyncio_batchers.FLYTE} is left out: it could not be installed or imported")
 
 
 def main() -> None:
@@ -141,14 +141,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=64_000, help="items in each measurement")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--flyte", type=Path, default=Path(".bench/flyte"), help="a folder that has Flyte's package"
-    )
     parser.add_argument("--json", type=Path, help="where to write the rounds")
     options = parser.parse_args()
     rounds: list[dict[str, float]] = []
     for number in range(options.rounds):
-        rounds.append(measure(options.items, options.flyte))
+        rounds.append(measure(options.items))
         print(f"round {number + 1} of {options.rounds} done", flush=True)
     report(rounds)
     if options.json is not None:

@@ -2,7 +2,7 @@
 
 Each runs with one process for the function and with one a core, mosec also with batches; the targets compare
 with the best of each peer's settings. Registered functions are measured as they are, under `autobatch` and
-under `batch`.
+under `batch`, and so are models of an `App` that take one item or a whole batch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import contest
@@ -29,14 +29,25 @@ FEATURES = [round(0.37 * (index % 5) - 0.5, 3) for index in range(len(WEIGHTS))]
 
 
 class Served(Program):
-    """A program that serves `score`, in the environment of whoever serves, and the `url` to post to."""
+    """A program that serves `score`, in the environment of whoever serves, and the `url` to post to.
+
+    PORT and FOLDER in its command stand for a free port and for a folder that is removed when it has ended.
+    """
 
     def __init__(self, name: str, python: Path, command: Sequence[str], path: str) -> None:
         port = str(free_port())
         self.url = f"http://127.0.0.1:{port}{path}"
+        self._folder = tempfile.TemporaryDirectory(prefix="served-")
         script, *arguments = command
-        arguments = [argument.replace("PORT", port) for argument in arguments]
+        arguments = [
+            argument.replace("PORT", port).replace("FOLDER", self._folder.name) for argument in arguments
+        ]
         super().__init__(name, [python, HERE / script, *arguments])
+
+    def end(self) -> None:
+        """Ends the processes and removes their folder."""
+        super().end()
+        self._folder.cleanup()
 
 
 def contenders() -> list[Served]:
@@ -46,12 +57,13 @@ def contenders() -> list[Served]:
     litserve = environment("litserve", HERE / "litserve.txt") / "bin" / "python"
     made = [
         Served(f"this, {kind}", here, ["served_app.py", kind, "PORT"], "/models/score/predict")
-        for kind in ("register", "autobatch", "batch")
+        for kind in ("register", "autobatch", "batch", "app", "app-batched")
     ]
     for workers in sorted({1, CORES}):
         count = str(workers)
         for kind, name in (("one", f"mosec {count}"), ("many", f"mosec {count} batched")):
-            flags = ["--port=PORT", "--address=127.0.0.1", "--timeout=30000"]
+            # mosec leaves its folder of sockets behind when it is killed.
+            flags = ["--port=PORT", "--address=127.0.0.1", "--timeout=30000", "--path=FOLDER/mosec"]
             made.append(Served(name, mosec, ["served_mosec.py", kind, count, *flags], "/inference"))
         command = ["served_litserve.py", count, "PORT"]
         made.append(Served(f"litserve {count}", litserve, command, "/predict"))
@@ -63,23 +75,22 @@ def run(options: Options) -> Report:
     wrk.require()
     body = contest.write_body("served", {"data": FEATURES})
     measured = [Contender(program.name, program, program.url) for program in contenders()]
-    for connections in CONNECTIONS:
-        for repeat in range(options.repeats):
-            for contender in measured[repeat:] + measured[:repeat]:
-                with ExitStack() as stack:
-                    measure(stack, contender, body, connections, options)
+    for repeat in range(options.repeats):
+        for contender in measured[repeat:] + measured[:repeat]:
+            measure(contender, body, options)
     return report(measured, options)
 
 
-def measure(stack: ExitStack, contender: Contender, body: Path, connections: int, options: Options) -> None:
-    """One load, on a fresh process that has answered rightly and is warm."""
-    stack.enter_context(contender.program)
-    answer = json.loads(contender.program.wait_answer(contender.url, body.read_bytes()))
-    if answer["data"] != score(FEATURES):
-        raise BenchError(f"{contender.name} answers {answer}")
-    wrk.closed_loop(contender.program, contender.url, body, connections, 1)
-    load = wrk.closed_loop(contender.program, contender.url, body, connections, options.seconds)
-    contender.loads.setdefault(connections, []).append(load)
+def measure(contender: Contender, body: Path, options: Options) -> None:
+    """All loads, on a fresh process that has answered rightly and is warm."""
+    with contender.program as program:
+        answer = json.loads(program.wait_answer(contender.url, body.read_bytes()))
+        if answer["data"] != score(FEATURES):
+            raise BenchError(f"{contender.name} answers {answer}")
+        wrk.closed_loop(program, contender.url, body, LOADED, 1)
+        for connections in CONNECTIONS:
+            load = wrk.closed_loop(program, contender.url, body, connections, options.seconds)
+            contender.loads.setdefault(connections, []).append(load)
 
 
 def best(measured: Sequence[Contender], name: str, figure: str) -> float:

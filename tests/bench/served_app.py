@@ -1,6 +1,7 @@
 """`served_app.py KIND PORT`: serves `score` with this package until it is ended.
 
-KIND is "register", "autobatch" or "batch": how the function is decorated.
+KIND is "register", "autobatch" or "batch": how the function is decorated; or "app" or "app-batched": a model
+of an `App`, of one item or of a whole batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from served_function import score
 
 MAX_BATCH = 32
 Item = list[float]
-Result = dict[str, "float | str"]
+Result = dict[str, float | str]
 
 
 def many(items: list[Item]) -> list[Result]:
@@ -27,10 +28,16 @@ async def many_later(items: list[Item]) -> list[Result]:
 
 if __name__ == "__main__":
     kind, port = sys.argv[1], int(sys.argv[2])
+    app = ts.App(max_batch_size=MAX_BATCH, batch_timeout_ms=1)
     if kind == "register":
         ts.register("score")(score)
     elif kind == "autobatch":
         ts.register("score")(ts.autobatch(MAX_BATCH, 1)(many))
-    else:
+    elif kind == "batch":
         ts.register("score")(ts.batch(MAX_BATCH, 0.001)(many_later))
-    ts.serve(port=port, config=ts.ServerConfig(logging={"level": "warn"}))
+    elif kind == "app":
+        app.model("score")(score)
+    else:
+        app.model("score")(many)
+    serve = app.serve if kind.startswith("app") else ts.serve
+    serve(port=port, config=ts.ServerConfig(logging={"level": "warn"}))

@@ -168,6 +168,23 @@ def test_a_full_queue_refuses_at_once() -> None:
     asyncio.run(main())
 
 
+def test_each_worker_has_a_queue_of_its_own_size() -> None:
+    async def main() -> None:
+        gate = Gate()
+        held = ts.batch(max_batch_size=1, max_wait_time=0, max_queue_size=3, workers=2)(gate.run)
+        running = [await begun(held(item), gate) for item in range(2)]
+        waiting = await queued(*(held(item) for item in range(2, 8)))
+        late = await queued(held(8), held(9))
+        for task in late:
+            with pytest.raises(ts.QueueFullError, match="3 items are waiting"):
+                await asyncio.wait_for(task, PATIENCE)
+        gate.go.set()
+        assert await asyncio.gather(*running, *waiting) == list(range(8))
+        await held.batcher.stop()
+
+    asyncio.run(main())
+
+
 def test_who_would_wait_far_longer_than_the_objective_is_refused_but_not_when_critical() -> None:
     @ts.batch(max_batch_size=1, max_wait_time=0, latency_slo=0.001)
     async def slow(items: list[int]) -> list[int]:

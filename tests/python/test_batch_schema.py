@@ -9,6 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 import trustformers_serve as ts
+from served import Serve, ask, predict
 
 
 class Text(pydantic.BaseModel):
@@ -64,6 +65,106 @@ def test_a_schema_with_the_wrappers_name_gets_the_whole_body() -> None:
     assert call(total, {"data": {"data": {"a": 4}}}) == 4
     with pytest.raises(ts.ValidationError, match=r"total: data\.a: .*integer"):
         call(total, {"data": {"a": "x"}})
+
+
+class Lenient(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    a: int | None = None
+
+
+class Renamed(pydantic.BaseModel):
+    a: int | None = pydantic.Field(default=None, alias="first")
+    b: int | None = pydantic.Field(default=None, validation_alias=pydantic.AliasChoices("second", "zweite"))
+    c: int | None = pydantic.Field(default=None, validation_alias=pydantic.AliasPath("third", 0))
+
+
+class RenamedOrNot(Renamed):
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+
+class Opaque(pydantic.BaseModel):
+    a: int | None = None
+    data: Any = None
+
+
+class Numbers(pydantic.RootModel[dict[str, int]]):
+    pass
+
+
+def read(schema: type[pydantic.BaseModel], item: Any) -> Any:
+    """What a function with the schema is given for an item."""
+
+    @ts.batch(input_schema=schema, max_wait_time=0)
+    async def same(items: list[Any]) -> list[Any]:
+        return items
+
+    return call(same, item)
+
+
+@pytest.mark.parametrize(
+    ("schema", "item", "message"),
+    [
+        (Lenient, {"data": {"a": "x"}}, "same: a: .*integer"),
+        (Lenient, {"data": {"a": "x"}, "priority": "high"}, "same: a: .*integer"),
+        (Lenient, {"data": 5}, "same: Input should be .*dictionary"),
+        (Renamed, {"data": {"first": "x"}, "a": 1}, "same: first: .*integer"),
+        # The error is that of the attempt in which there are fields of the schema's.
+        (Lenient, {"a": "whole", "data": {"a": "inside"}}, "same: a: .*integer"),
+        (Text, {"text": 5, "data": {"other": 1}}, "same: text: Input should be a valid string"),
+        (Text, {"text": 5, "data": {"top_k": 1}}, "same: text: Field required"),
+        (Wrapped, {"data": {"data": {"a": "x"}}}, r"same: data\.a: .*integer"),
+        (Numbers, {"data": {"a": "x"}}, "same: a: .*integer"),
+    ],
+)
+def test_what_does_not_fit_inside_is_not_taken_for_a_body_without_fields(
+    schema: type[pydantic.BaseModel], item: Any, message: str
+) -> None:
+    with pytest.raises(ts.ValidationError, match=message):
+        read(schema, item)
+
+
+@pytest.mark.parametrize(
+    ("schema", "item", "expected"),
+    [
+        (Lenient, {"data": {"a": "x"}, "a": 1}, {"a": 1, "data": {"a": "x"}}),
+        (Renamed, {"data": {"first": "x"}, "first": 1}, {"a": 1, "b": None, "c": None}),
+        (Renamed, {"data": {"first": "x"}, "zweite": 1}, {"a": None, "b": 1, "c": None}),
+        (Renamed, {"data": {"first": "x"}, "third": [1]}, {"a": None, "b": None, "c": 1}),
+        (RenamedOrNot, {"data": {"first": "x"}, "a": 1}, {"a": 1, "b": None, "c": None}),
+        (Opaque, {"data": {"a": "x"}}, {"a": None, "data": {"a": "x"}}),
+        (Numbers, {"data": 5}, {"data": 5}),
+    ],
+)
+def test_a_whole_body_with_a_field_of_the_schema_is_read_after_a_real_failure_inside(
+    schema: type[pydantic.BaseModel], item: Any, expected: Any
+) -> None:
+    assert read(schema, item).model_dump() == expected
+
+
+def test_over_http_a_misfit_inside_is_refused_and_a_whole_body_that_fits_is_read(serve: Serve) -> None:
+    @ts.register()
+    @ts.batch(input_schema=Lenient)
+    async def lenient(items: list[Lenient]) -> list[Any]:
+        return [item.a for item in items]
+
+    @ts.register()
+    @ts.batch(input_schema=Opaque)
+    def opaque(items: list[Opaque]) -> list[Any]:
+        return [[item.a, item.data] for item in items]
+
+    server = serve()
+    for answer in (
+        predict(server, "lenient", {"data": {"a": "x"}}),
+        predict(server, "lenient", {"data": {"a": "x"}, "priority": "high"}),
+        ask(server, "/v1/inference", {"model": "lenient", "data": {"a": "x"}}),
+    ):
+        status, code, message = answer.error
+        assert (status, code) == (422, "invalid_input")
+        assert "lenient: a: Input should be a valid integer" in message
+    assert predict(server, "lenient", {"data": {"a": 1}}).value["data"] == 1
+    assert predict(server, "lenient", {"a": 1}).value["data"] == 1
+    assert predict(server, "opaque", {"data": {"a": 1}}).value["data"] == [1, None]
+    assert predict(server, "opaque", {"data": {"a": "x"}}).value["data"] == [None, {"a": "x"}]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,52 @@ def test_submit_batch_waits_for_places_and_checks_its_costs() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("cost", [-1, float("nan"), "many"])
+def test_submit_batch_brings_nothing_where_a_cost_is_none(cost: Any) -> None:
+    async def main() -> None:
+        async with ts.DynamicBatcher(twice) as batcher:
+            with pytest.raises(ValueError, match="an estimated cost must be a number from 0, not"):
+                await batcher.submit_batch(range(3), estimated_cost=[1, 2, cost])
+        assert batcher.stats.total_submitted == 0
+
+    asyncio.run(main())
+
+
+def test_submit_batch_takes_back_what_it_brought_where_the_rest_cannot_be_brought() -> None:
+    class Interrupting:
+        def estimate_cost(self) -> int:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        held = HeldBatches()
+        async with ts.DynamicBatcher[Any, Any](held, batch_timeout_s=HOUR) as batcher:
+            with pytest.raises(KeyboardInterrupt):
+                await batcher.submit_batch([1, 2, Interrupting(), 3])
+            await batcher.submit(4)
+            held.let_go()
+        assert held.batches == [[4]]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_submit_batch_takes_back_what_it_brought() -> None:
+    async def main() -> None:
+        held = HeldBatches()
+        async with ts.DynamicBatcher(held, max_batch_size=1, max_queue_size=1, prefetch_batches=0) as batcher:
+            first = await batcher.submit(0)
+            await held.wait_entered()
+            task = asyncio.create_task(batcher.submit_batch([1, 2, 3, 4]))
+            await turns()
+            task.cancel()
+            held.let_go()
+            assert await soon(first) == 0
+            await soon(asyncio.wait([task]))
+        assert task.cancelled()
+        assert held.batches == [[0]]
+
+    asyncio.run(main())
+
+
 def test_batches_are_assembled_ahead_while_one_runs() -> None:
     async def main() -> None:
         held = HeldBatches()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from records import HOUR, soon, twice
+from records import HOUR, soon, turns, twice
 
 LIMITS: dict[str, Any] = {"max_batch_size": 3, "batch_timeout_s": HOUR}
 
@@ -168,6 +168,47 @@ def test_a_function_may_bring_records_to_its_own_batcher() -> None:
     asyncio.run(main())
 
 
+def test_a_function_that_stops_its_own_batcher_is_told_that_it_would_wait_for_itself() -> None:
+    async def stopping(records: list[int]) -> list[int]:
+        await batcher.stop()
+        return records
+
+    def stopping_later(records: list[int]) -> Any:
+        return stopping(records)
+
+    for function in (stopping, stopping_later):
+        batcher = ts.DynamicBatcher(function, **LIMITS)
+
+        async def main(batcher: ts.DynamicBatcher[int, int] = batcher) -> None:
+            async with batcher:
+                futures = await batcher.submit_batch(range(3))
+                for error in await soon(asyncio.gather(*futures, return_exceptions=True)):
+                    assert isinstance(error, ts.ExecutorError)
+                    assert "`stop` was called inside" in str(error)
+                assert batcher.is_running
+
+        asyncio.run(main())
+
+
+def test_a_function_may_have_its_batcher_stopped_after_it() -> None:
+    async def main() -> None:
+        stops: list[asyncio.Task[None]] = []
+
+        async def last(records: list[int]) -> list[int]:
+            stops.append(asyncio.create_task(batcher.stop()))
+            await turns()
+            return records
+
+        batcher = ts.DynamicBatcher(last, **LIMITS)
+        await batcher.start()
+        futures = await batcher.submit_batch(range(3))
+        assert await soon(asyncio.gather(*futures)) == [0, 1, 2]
+        await soon(stops[0])
+        assert not batcher.is_running
+
+    asyncio.run(main())
+
+
 def test_a_function_runs_in_the_context_in_which_the_batcher_was_started() -> None:
     whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose")
 
@@ -246,6 +287,11 @@ def test_what_can_run_no_batch_is_refused_at_once(function: Any, said: str) -> N
         ts.DynamicBatcher(function)
 
 
+def test_a_batcher_without_a_function_says_what_it_requires() -> None:
+    with pytest.raises(TypeError, match="DynamicBatcher requires either .* as `process_fn`"):
+        ts.DynamicBatcher()
+
+
 @pytest.mark.parametrize(
     "limit",
     [
@@ -267,6 +313,25 @@ def test_a_limit_out_of_range_is_refused_by_its_name(limit: dict[str, Any]) -> N
         ts.DynamicBatcher(twice, **limit)
 
 
-def test_an_estimator_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="cost_estimator must be callable, not 3"):
-        ts.DynamicBatcher(twice, cost_estimator=3)  # pyright: ignore[reportArgumentType]
+class Estimator:
+    async def __call__(self, record: int) -> int:
+        return record
+
+
+async def estimates_later(record: int) -> int:
+    return record
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (3, "must be callable, not 3"),
+        (estimates_later, "must return a number: estimates_later is a coroutine function"),
+        (functools.partial(estimates_later), "must return a number: estimates_later is a coroutine function"),
+        (Estimator(), "must return a number: .*Estimator object .* is a coroutine function"),
+        (generates, "must return a number: generates is a generator function"),
+    ],
+)
+def test_an_estimator_that_gives_no_number_is_refused_at_once(estimator: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=f"^cost_estimator {said}"):
+        ts.DynamicBatcher(twice, cost_estimator=estimator)

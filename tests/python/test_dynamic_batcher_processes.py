@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trustformers_serve as ts
-from executors import until
+from executors import PATIENCE, until
 from records import HOUR, HeldBatches, soon, turns, twice
 
 
@@ -74,8 +74,9 @@ def test_a_loop_that_is_closed_with_records_under_way_leaves_nothing_to_complain
     assert not batcher.is_running
 
     async def again() -> int:
-        with pytest.raises(RuntimeError, match="belongs to another event loop"):
-            await batcher.submit(1)
+        for call in (batcher.submit(1), batcher.submit_batch([1])):
+            with pytest.raises(ts.BatcherClosedError, match="not running"):
+                await call
         async with batcher:
             future = await batcher.submit(4)
         return future.result()
@@ -83,6 +84,67 @@ def test_a_loop_that_is_closed_with_records_under_way_leaves_nothing_to_complain
     assert asyncio.run(again()) == 8
     assert batcher.stats.total_submitted == 2
     assert (list(recwarn), caplog.records) == ([], [])
+
+
+def test_a_batcher_whose_loop_was_closed_can_be_stopped_from_anywhere() -> None:
+    futures: list[asyncio.Future[int]] = []
+
+    async def leave() -> None:
+        await batcher.start()
+        futures.append(await batcher.submit(1))
+
+    batcher = ts.DynamicBatcher(twice, batch_timeout_s=HOUR)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    for _ in range(2):
+        asyncio.run(batcher.stop())
+        assert not batcher.is_running
+    assert isinstance(futures[0].exception(), ts.BatcherClosedError), "nobody is left waiting"
+    with pytest.raises(RuntimeError, match="not running"):
+        asyncio.run(batcher.submit(2))
+    assert in_a_loop(batcher, 3) == 6
+
+
+def in_a_loop(batcher: ts.DynamicBatcher[int, int], record: int) -> int:
+    async def main() -> int:
+        async with batcher:
+            future = await batcher.submit(record)
+        return future.result()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("then", ["start", "stop"])
+def test_a_function_that_outlives_its_loop_does_not_hold_up_who_starts_or_stops_the_batcher(
+    then: str,
+) -> None:
+    go = threading.Event()
+    entered = threading.Event()
+    ended: list[bool] = []
+
+    def held(records: list[int]) -> list[int]:
+        entered.set()
+        ended.append(go.wait(PATIENCE))
+        return records
+
+    async def leave() -> None:
+        await batcher.start()
+        await batcher.submit(1)
+        await asyncio.to_thread(entered.wait, PATIENCE)
+
+    async def go_on() -> None:
+        if then == "start":
+            await batcher.start()
+        await batcher.stop()
+
+    before = threading.active_count()
+    batcher = ts.DynamicBatcher(held, batch_timeout_s=0)
+    asyncio.run(leave())
+    asyncio.run(go_on())
+    assert ended == []
+    go.set()
+    until(lambda: threading.active_count() == before)
 
 
 def test_a_loop_that_ends_while_a_batch_runs_ends_the_batcher(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,6 +64,10 @@ def nothing(_: Any) -> None:
     return None
 
 
+def endless(_: Any) -> float:
+    return float("nan")
+
+
 BAD = LookupError()
 
 
@@ -75,6 +79,11 @@ BAD = LookupError()
         (Both(), None, {"cost_estimator": eight}, 8),
         (Both(), None, {"token_estimator": seven, "cost_estimator": eight}, 7),
         (Both(), None, {"token_estimator": fails}, 3),
+        # An estimator that gives no cost falls to the next.
+        (Both(), None, {"token_estimator": fails, "cost_estimator": eight}, 8),
+        (Both(), None, {"token_estimator": nothing, "cost_estimator": eight}, 8),
+        (Both(), None, {"token_estimator": endless, "cost_estimator": eight}, 8),
+        (Both(), None, {"token_estimator": fails, "cost_estimator": fails}, 3),
         (Both(), None, {}, 3),
         (Both(tokens=BAD), None, {}, 5),
         (Both(tokens=BAD, cost=BAD), None, {"default_cost": 13}, 13),
@@ -122,16 +131,28 @@ def test_a_cost_that_is_none_is_refused(said: Any) -> None:
     asyncio.run(main())
 
 
-def test_an_estimator_that_is_interrupted_is_not_passed_over() -> None:
+@pytest.mark.parametrize("second", [None, seven])
+def test_an_estimator_that_is_interrupted_is_not_passed_over(second: Any) -> None:
     def interrupted(record: int) -> int:
         raise KeyboardInterrupt
 
     async def main() -> None:
-        async with ts.TokenBatcher(twice, token_estimator=interrupted) as batcher:
+        async with ts.TokenBatcher(twice, token_estimator=interrupted, cost_estimator=second) as batcher:
             with pytest.raises(KeyboardInterrupt):
                 await batcher.submit(1)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["token_estimator", "cost_estimator"])
+def test_an_estimator_that_is_none_is_refused_by_its_own_name(name: str) -> None:
+    async def later(record: int) -> int:
+        return 1
+
+    for estimator, said in ((3, "be callable, not 3"), (later, "later is a coroutine function")):
+        options: dict[str, Any] = {name: estimator}
+        with pytest.raises(TypeError, match=f"^{name} must .*{said}"):
+            ts.TokenBatcher(twice, **options)
 
 
 def test_tokens_go_before_cost_in_submit_too() -> None:

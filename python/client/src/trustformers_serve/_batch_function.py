@@ -9,11 +9,13 @@ import functools
 import inspect
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, MutableSet
+from typing import Any, TypeVar
 
 from trustformers_serve import _core
 from trustformers_serve.errors import ExecutorError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def name_of(function: Any) -> str:
@@ -21,14 +23,15 @@ def name_of(function: Any) -> str:
     return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
 
 
-def check_function(batcher: str, function: Any) -> None:
-    """Raises a `TypeError` that names `function` where no batch could run through it."""
+def check_function(batcher: str, function: F | None) -> F:
+    """The function; raises a `TypeError` that names it where no batch could run through it."""
     if function is None:
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one as `process_fn`")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{name_of(function)} generates; {batcher} takes a function that returns a list")
+    return function
 
 
 def begin(
@@ -36,12 +39,14 @@ def begin(
     context: contextvars.Context,
     call: Callable[[list[Any]], Any],
     thread: FunctionThread | None,
+    tasks: MutableSet[asyncio.Task[Any]],
     core: _core.RecordStream,
     records: list[Any],
 ) -> None:
-    """Begins to run a batch, and has the core told when it has ended."""
+    """Begins to run a batch, in one of `tasks`, and has the core told when it has ended."""
     # Not in the context of the caller whose record happened to be the last.
     task = context.run(loop.create_task, _called(call, records))
+    tasks.add(task)
     task.add_done_callback(functools.partial(_ended, core, call if thread is None else thread.function))
 
 
@@ -100,6 +105,7 @@ class FunctionThread:
         self.function = function
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_busy = False
 
     async def call(self, records: list[Any]) -> Any:
         """What the function returns for the records; awaited here where it returned an awaitable."""
@@ -112,13 +118,18 @@ class FunctionThread:
             self._thread.start()
         function = functools.partial(contextvars.copy_context().run, self.function)
         self._batches.put((loop, future, function, records))
-        results = await future
+        self._is_busy = True
+        try:
+            results = await future
+        finally:
+            # What is not waited for any more still runs.
+            self._is_busy = future.cancelled() or not future.done()
         return await results if inspect.isawaitable(results) else results
 
     def close(self, wait: bool = False) -> None:
-        """Lets the thread end after what it runs, and waits for that if asked to."""
+        """Lets the thread end after what it runs, and waits for that if asked to and it runs nothing."""
         self._batches.put(None)
-        if wait and self._thread is not None:
+        if wait and self._thread is not None and not self._is_busy:
             self._thread.join()
 
 

@@ -38,7 +38,7 @@ class Schema:
         """The instance that `item` is, or that its fields make.
 
         A mapping may be the body of a request, whose item is its field `data`: that is tried first, and
-        then the whole.
+        then the whole, if it has a field of the schema's.
 
         Raises:
             ValidationError: The fields do not fit; the message names them.
@@ -56,13 +56,43 @@ class Schema:
                 f"not {type(item).__name__}"
             )
         body = dict(cast("Mapping[str, Any]", item))
-        candidates: list[Any] = [body[WRAPPER], body] if WRAPPER in body else [body]
+        candidates: list[Any] = [body]
+        if WRAPPER in body:
+            candidates = [body[WRAPPER], body] if self._has_field(body) else [body[WRAPPER]]
         errors: list[pydantic.ValidationError] = []
         for candidate in candidates:
             try:
                 return self.type.model_validate(candidate)
             except pydantic.ValidationError as error:
                 errors.append(error)
-        # Of a body that is wrapped, what is inside is what was meant, unless the schema has such a field.
-        error = errors[-1 if WRAPPER in self.type.model_fields else 0]
+        # The whole was meant where it alone has fields of the schema's.
+        error = errors[0 if self._has_field(candidates[0]) else -1]
         raise ValidationError(f"{self._function}: {in_words(error)}") from error
+
+    def _has_field(self, candidate: Any) -> bool:
+        """Whether the schema reads a field of the candidate; one of a single value reads whatever it is."""
+        if self.type.__pydantic_root_model__:
+            return True
+        if not isinstance(candidate, Mapping):
+            return False
+        return not _names(self.type).isdisjoint(cast("Mapping[Any, Any]", candidate))
+
+
+def _names(model: type[pydantic.BaseModel]) -> set[Any]:
+    """The names by which a mapping gives the model its fields."""
+    import pydantic
+
+    config = model.model_config
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    by_alias = config.get("validate_by_alias", True)
+    names: set[Any] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        if alias is None or by_name:
+            names.add(name)
+        if by_alias:
+            choices = alias.choices if isinstance(alias, pydantic.AliasChoices) else [alias]
+            names.update(
+                choice.path[0] if isinstance(choice, pydantic.AliasPath) else choice for choice in choices
+            )
+    return names - {None}

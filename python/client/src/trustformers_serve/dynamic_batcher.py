@@ -24,7 +24,8 @@ from trustformers_serve._batch_function import (
     check_function,
     name_of,
 )
-from trustformers_serve.errors import BatcherClosedError
+from trustformers_serve._costs import check_estimator, is_cost
+from trustformers_serve.errors import BatcherClosedError, ExecutorError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,7 +104,7 @@ class DynamicBatcher(Generic[T, R]):
 
     def __init__(
         self,
-        process_fn: ProcessFunction[T, R],
+        process_fn: ProcessFunction[T, R] | None = None,
         cost_estimator: Callable[[T], int] | None = None,
         target_batch_cost: int = 32_000,
         default_cost: int = 1,
@@ -129,12 +130,12 @@ class DynamicBatcher(Generic[T, R]):
             prefetch_batches: Batches assembled ahead while one runs.
 
         Raises:
-            TypeError: The function is none, or generates; the message names it.
+            TypeError: The function is none, or generates, or an estimator returns no number; the message
+                names it.
             ValueError: A limit is out of range.
         """
-        check_function(type(self).__name__, process_fn)
-        if cost_estimator is not None and not callable(cost_estimator):
-            raise TypeError(f"cost_estimator must be callable, not {cost_estimator!r}")
+        function = check_function(type(self).__name__, process_fn)
+        check_estimator("cost_estimator", cost_estimator)
         for name, value, least in (
             ("target_batch_cost", target_batch_cost, 1),
             ("default_cost", default_cost, 0),
@@ -149,7 +150,7 @@ class DynamicBatcher(Generic[T, R]):
             raise ValueError(f"min_batch_size must be at most max_batch_size, not {min_batch_size}")
         if not (math.isfinite(batch_timeout_s) and batch_timeout_s >= 0):
             raise ValueError(f"batch_timeout_s must be finite and not negative, not {batch_timeout_s}")
-        self._function = process_fn
+        self._function = function
         self._make = functools.partial(
             _core.RecordStream,
             estimator=cost_estimator,
@@ -168,6 +169,7 @@ class DynamicBatcher(Generic[T, R]):
         self._core: _core.RecordStream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: FunctionThread | None = None
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._past = (0, 0, 0, 0, 0.0, 0.0)
 
     async def start(self) -> None:
@@ -178,15 +180,15 @@ class DynamicBatcher(Generic[T, R]):
         """
         loop = asyncio.get_running_loop()
         if self._core is not None:
-            if self._loop is not None and not self._loop.is_closed() and not self._core.is_drained():
+            if not self._is_left() and not self._core.is_drained():
                 raise RuntimeError(f"this {type(self).__name__} is already running; `stop` it first")
             self._end(self._core)
         thread = None if _functions.is_coroutine(self._function) else FunctionThread(self._function)
         call = self._function if thread is None else thread.call
         self._loop = loop
-        self._core = self._make(
-            loop, self._function, functools.partial(begin, loop, contextvars.copy_context(), call, thread)
-        )
+        context = contextvars.copy_context()
+        run = functools.partial(begin, loop, context, call, thread, self._tasks)
+        self._core = self._make(loop, self._function, run)
         self._thread = thread
         if thread is not None:
             # Also where nobody stops it: the core lives while anything is queued.
@@ -196,25 +198,35 @@ class DynamicBatcher(Generic[T, R]):
         """Takes nothing new, runs what is queued, and returns when everybody has been answered.
 
         Callers that wait for a place are still let in. Stopping a stopped batcher does nothing; it may be
-        started again.
+        started again. One whose event loop was closed has nobody left to answer, and is stopped at once.
 
         Raises:
             RuntimeError: It belongs to another event loop.
+            ExecutorError: Its function itself calls it.
         """
         core = self._core
         if core is None:
             return
-        # A caller that leaves must not take the others' future with it.
-        await asyncio.shield(core.drain())
+        if not self._is_left():
+            if asyncio.current_task() in self._tasks:
+                name = name_of(self._function)
+                raise ExecutorError(f"`stop` was called inside {name}, which would wait for itself")
+            # A caller that leaves must not take the others' future with it.
+            await asyncio.shield(core.drain())
         if self._core is core:
             self._end(core)
 
+    def _is_left(self) -> bool:
+        """Whether its event loop was closed before it was stopped."""
+        return self._loop is not None and self._loop.is_closed()
+
     def _end(self, core: _core.RecordStream) -> None:
+        if self._is_left():
+            core.abandon()
         self._past = self._totals()
         self._core = self._loop = None
         if self._thread is not None:
-            # It waits for nothing but this where everybody was answered.
-            self._thread.close(wait=core.is_drained())
+            self._thread.close(wait=True)
             self._thread = None
 
     async def submit(self, record: T, *, estimated_cost: float | None = None) -> asyncio.Future[R]:
@@ -231,7 +243,12 @@ class DynamicBatcher(Generic[T, R]):
         core = self._core
         if core is None:
             raise self._not_running()
-        future = core.submit(record, estimated_cost)
+        try:
+            future = core.submit(record, estimated_cost)
+        except RuntimeError:
+            if self._is_left():
+                raise self._not_running() from None
+            raise
         if isinstance(future, _core.Place):
             return await _admitted(future)
         return future
@@ -240,6 +257,8 @@ class DynamicBatcher(Generic[T, R]):
         self, records: Iterable[T], *, estimated_cost: Sequence[float] | None = None
     ) -> list[asyncio.Future[R]]:
         """The futures of the results of `records`, each of which is brought as by `submit`.
+
+        Where not all can be brought, or the caller is cancelled meanwhile, those that were are cancelled.
 
         Args:
             records: What is to be run.
@@ -253,10 +272,19 @@ class DynamicBatcher(Generic[T, R]):
         costs: Sequence[float | None] = [None] * len(records) if estimated_cost is None else estimated_cost
         if len(costs) != len(records):
             raise ValueError(f"there are {len(records)} records and {len(costs)} estimated costs")
-        return [
-            await DynamicBatcher[T, R].submit(self, record, estimated_cost=cost)
-            for record, cost in zip(records, costs, strict=True)
-        ]
+        for cost in costs:
+            if cost is not None and not is_cost(cost):
+                raise ValueError(f"an estimated cost must be a number from 0, not {cost!r}")
+        futures: list[asyncio.Future[R]] = []
+        try:
+            for record, cost in zip(records, costs, strict=True):
+                futures.append(await DynamicBatcher[T, R].submit(self, record, estimated_cost=cost))
+        except BaseException:
+            # Nobody else has them.
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
 
     @property
     def is_running(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+from trustformers_serve._costs import check_estimator, first_of
 from trustformers_serve.dynamic_batcher import DynamicBatcher, ProcessFunction
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class TokenBatcher(DynamicBatcher[T, R]):
             inference_fn: Runs a batch: a coroutine function, or a plain one, which runs on a thread.
             process_fn: The same under its other name; one of the two is given.
             token_estimator: The tokens of a record, where `submit` is not told.
-            cost_estimator: The same under its other name.
+            cost_estimator: The same under its other name, asked where `token_estimator` gives no cost.
             target_batch_tokens: The number of tokens at which a batch ends.
             target_batch_cost: The same under its other name.
             default_token_estimate: The tokens of a record of which nothing else is known.
@@ -76,7 +78,7 @@ class TokenBatcher(DynamicBatcher[T, R]):
             prefetch_batches: Batches assembled ahead while one runs.
 
         Raises:
-            TypeError: There is no function, or two, or it generates.
+            TypeError: There is no function, or two, or it generates, or an estimator returns no number.
             ValueError: A limit is out of range.
         """
         name = type(self).__name__
@@ -85,9 +87,15 @@ class TokenBatcher(DynamicBatcher[T, R]):
         function = inference_fn if inference_fn is not None else process_fn
         if function is None:
             raise TypeError(f"{name} requires either `inference_fn` or `process_fn`")
+        check_estimator("token_estimator", token_estimator)
+        check_estimator("cost_estimator", cost_estimator)
+        if cost_estimator is None:
+            cost_estimator = token_estimator
+        elif token_estimator is not None:
+            cost_estimator = functools.partial(first_of, token_estimator, cost_estimator)
         super().__init__(
             function,
-            cost_estimator if token_estimator is None else token_estimator,
+            cost_estimator,
             target_batch_cost if target_batch_tokens is None else target_batch_tokens,
             default_cost if default_token_estimate is None else default_token_estimate,
             max_batch_size,
