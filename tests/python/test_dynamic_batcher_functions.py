@@ -65,6 +65,7 @@ def test_what_a_function_raises_reaches_every_member_by_its_type_and_as_a_failur
             assert "the reason" in failure.message
             assert failure.__cause__ is error
             assert getattr(failure, "code", None) == getattr(error, "code", None)
+        assert len({id(failure) for failure in failed}) == 3, "each has its own"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_what_is_no_result_for_each_record_is_an_error_of_every_member(returned:
             assert isinstance(failure, ts.BatchResultsError)
             assert isinstance(failure, ValueError)
             assert said in str(failure)
+        assert len({id(failure) for failure in failed}) == 3, "each has its own"
 
 
 def test_an_exception_among_the_results_fails_its_record_alone() -> None:

@@ -51,10 +51,11 @@ struct Running {
 }
 
 impl Running {
-    fn fail(&self, py: Python<'_>, error: &Py<PyAny>) {
+    /// Each member gets an exception of its own: raised by many, one would collect the tracebacks of all.
+    fn fail(&self, py: Python<'_>, error: impl Fn() -> Py<PyAny>) {
         for record in &self.records {
             // Fails where the caller left meanwhile.
-            drop(settle(record.future.bind(py), Answer::Error(error.clone_ref(py))));
+            drop(settle(record.future.bind(py), Answer::Error(error())));
         }
     }
 }
@@ -227,16 +228,21 @@ impl RecordStream {
                 went_on
             }
             Err(message) => {
-                let error = error::results(message).into_value(py).into_any();
-                Self::end_failed(this, &running, &error)
+                let error = || error::results(message.clone()).into_value(py).into_any();
+                Self::end_failed(this, &running, error)
             }
         }
     }
 
-    /// Ends the batch that runs with an exception, for all of it.
-    fn fail(this: &Bound<'_, Self>, error: Py<PyAny>) -> PyResult<()> {
+    /// Ends the batch that runs with exceptions, which `make` makes one by one.
+    fn fail(this: &Bound<'_, Self>, make: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = this.py();
         let running = std::mem::take(&mut this.get().state.lock().running);
-        Self::end_failed(this, &running, &error)
+        let error = || match make.call0() {
+            Ok(error) => error.unbind(),
+            Err(error) => error.into_value(py).into_any(),
+        };
+        Self::end_failed(this, &running, error)
     }
 
     /// Takes nothing new and lets what is here run without waiting for company; a future that ends with the
@@ -365,7 +371,8 @@ impl RecordStream {
         let Err(error) = stream.begin.call1(py, (this, values)) else { return Ok(true) };
         let running = std::mem::take(&mut stream.state.lock().running);
         end(Outcome::Failed, running.records.len() as u64, running.cost);
-        running.fail(py, &error.into_value(py).into_any());
+        let error = error.into_value(py).into_any();
+        running.fail(py, || error.clone_ref(py));
         Ok(false)
     }
 
@@ -406,7 +413,7 @@ impl RecordStream {
         Self::advance(this)
     }
 
-    fn end_failed(this: &Bound<'_, Self>, running: &Running, error: &Py<PyAny>) -> PyResult<()> {
+    fn end_failed(this: &Bound<'_, Self>, running: &Running, error: impl Fn() -> Py<PyAny>) -> PyResult<()> {
         let py = this.py();
         let went_on = Self::end(this, Outcome::Failed, running);
         running.fail(py, error);

@@ -61,15 +61,15 @@ def _ended(core: _core.RecordStream, function: Any, task: asyncio.Task[Any]) -> 
             # Somebody ends every task of the loop: whatever began now would be left behind.
             core.abandon()
         else:
-            core.fail(_failure(function, asyncio.CancelledError()))
+            core.fail(functools.partial(_failure, function, asyncio.CancelledError()))
     elif (error := task.exception()) is not None:
-        core.fail(_failure(function, error))
+        core.fail(functools.partial(_failure, function, error))
     else:
         core.complete(task.result())
 
 
 def _failure(function: Any, error: BaseException) -> Exception:
-    """What the members of a batch raise: an `ExecutorError` that is also of the type of `error`.
+    """What a member of a batch raises: an `ExecutorError` that is also of the type of `error`.
 
     So both `except ExecutorError` and what would have caught the function's own exception do.
     """
