@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trustformers_serve import _functions, _models
+from trustformers_serve import _functions, _models, _threads
+from trustformers_serve._in_flight import InFlight
 from trustformers_serve.annotations import require
 from trustformers_serve.batching import Breaker, FunctionBatcher, Settings, check_limit
 from trustformers_serve.errors import ConfigurationError
@@ -63,6 +64,7 @@ class App:
         self.max_batch_size = max_batch_size
         self.batch_timeout_ms = batch_timeout_ms
         self.registry = Registry()
+        self._in_flight = InFlight()
 
     def model(
         self, name: str, version: str = "1", streaming: bool = False, *, batched: bool | None = None
@@ -113,19 +115,23 @@ class App:
         """
         info = self.registry.get(name, version)
         args, kwargs = info.arguments(item)
-        function = functools.partial(info.function, *args, **kwargs)
         if info.streaming:
-            return _models.pieces(function())
-        if inspect.iscoroutinefunction(info.function):
-            return await function()
-        return await asyncio.to_thread(function)
+            return self._pieces(info.function(*args, **kwargs))
+        with self._in_flight.one():
+            if inspect.iscoroutinefunction(info.function):
+                return await info.function(*args, **kwargs)
+            return await _threads.run(info.function, *args, **kwargs)
 
     async def stop(self) -> None:
-        """Returns when all that was called before has been answered; the next call starts it again."""
+        """Returns when all that was called before with `predict` has been answered, streams to their ends.
+
+        The next call starts the app again. What the calling task itself is in the midst of is not waited for.
+        """
         functions = [info.function for info in self.registry.all()]
         batchers = [getattr(function, "batcher", None) for function in functions]
         await asyncio.gather(
-            *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher))
+            *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher)),
+            self._in_flight.ended(),
         )
 
     def serve(
@@ -152,6 +158,13 @@ class App:
         """Its name and its models'."""
         models = ", ".join(f"{info.name}@{info.version}" for info in self.registry.all())
         return f"<App {self.name!r} of {models or 'no models'}>"
+
+    async def _pieces(self, stream: Any) -> AsyncIterator[Any]:
+        with self._in_flight.one() as resumed:
+            async with contextlib.aclosing(_models.pieces(stream)) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    resumed()
 
     def _info(
         self,
