@@ -457,7 +457,20 @@ def list_to_number(items: list[int]) -> int:
 
 
 class Thing:
-    pass
+    def method(self, items: list[int]) -> list[str]:
+        return [str(item) for item in items]
+
+    @classmethod
+    def made(cls, item: int) -> str:
+        return str(item)
+
+    @staticmethod
+    def static(item: int) -> str:
+        return str(item)
+
+
+def count(items: list[int]) -> list[str]:
+    return [str(len(items))] * len(items)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +489,12 @@ class Thing:
         (Thing, {}, "app.model takes a function, not Thing"),
         (3, {}, "app.model takes a function, not 3"),
         (staticmethod(two), {}, "put `@staticmethod` above `@app.model`"),
+        (Thing.method, {}, r"Thing\.method is a method: .* of an instance"),
+        (vars(Thing)["made"].__func__, {}, r"Thing\.made is a method: .* of an instance"),
+        (ts.batch()(count), {}, "count is batched already: put `@app.model` above the function alone"),
+        (ts.autobatch()(count), {}, "count is batched already"),
+        (two, {"version": 2}, "two cannot have the version 2: a version is a string, not int"),
+        (two, {"version": None}, "two cannot have the version None"),
     ],
 )
 def test_a_function_that_cannot_be_a_model_is_named_at_decoration(
@@ -485,6 +504,19 @@ def test_a_function_that_cannot_be_a_model_is_named_at_decoration(
     with pytest.raises(ts.DecorationError, match=message):
         app.model("name", **options)(function)
     assert app.registry.all() == []
+
+
+def test_methods_that_need_no_instance_or_have_one_can_be_models() -> None:
+    app = ts.App()
+    for name, function in (("method", Thing().method), ("made", Thing.made), ("static", Thing.static)):
+        app.model(name)(function)
+        assert predict(app, name, 3) == ["3"]
+
+
+@pytest.mark.parametrize("name", [None, 3, b"name"])
+def test_a_name_that_is_no_string_is_refused_with_the_functions(name: Any) -> None:
+    with pytest.raises(ts.DecorationError, match=rf"two cannot have the name {name}: a name is a string"):
+        ts.App().model(name)(two)
 
 
 def test_a_taken_name_and_forgotten_parentheses_are_refused() -> None:
