@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import trustformers_serve as ts
-from executors import PATIENCE, until
+from executors import PATIENCE, own_threads, until
 
 HOUR_MS = 3_600_000.0
 
@@ -402,7 +402,7 @@ def test_a_cancelled_caller_leaves_the_others_their_results() -> None:
 
 
 def test_stop_answers_who_waits_and_leaves_no_thread() -> None:
-    before = set(threading.enumerate())
+    before = own_threads()
     app = ts.App(batch_timeout_ms=HOUR_MS)
 
     @app.model("text")
@@ -413,11 +413,12 @@ def test_stop_answers_who_waits_and_leaves_no_thread() -> None:
         for _ in range(2):
             calls = [asyncio.create_task(app.predict("text", item)) for item in range(3)]
             await asyncio.sleep(0)
+            assert own_threads() - before
             await asyncio.wait_for(asyncio.gather(app.stop(), app.stop()), PATIENCE)
             assert await asyncio.gather(*calls) == ["0", "1", "2"]
 
     asyncio.run(main())
-    until(lambda: set(threading.enumerate()) <= before)
+    until(lambda: own_threads() <= before)
 
 
 def nothing_taken() -> int:

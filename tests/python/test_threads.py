@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from executors import PATIENCE, Held, double, until
+from executors import PATIENCE, Held, double, own_threads, until
 from trustformers_serve import _threads
-
-NAME = "trustformers-call"
 
 
 def soon(work: Any) -> Any:
@@ -26,8 +24,8 @@ def soon(work: Any) -> Any:
     return asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
-def own_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == NAME]
+def call_threads() -> list[threading.Thread]:
+    return [thread for thread in own_threads() if thread.name == "trustformers-call"]
 
 
 def test_calls_that_wait_for_each_other_all_run_and_their_threads_end() -> None:
@@ -37,20 +35,20 @@ def test_calls_that_wait_for_each_other_all_run_and_their_threads_end() -> None:
         return await asyncio.gather(*(_threads.run(together.wait) for _ in range(100)))
 
     assert sorted(soon(main())) == list(range(100))
-    until(lambda: not own_threads())
+    until(lambda: not call_threads())
 
 
 def test_no_more_calls_run_at_once_than_the_limit_and_the_others_follow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    until(lambda: not own_threads())
+    until(lambda: not call_threads())
     monkeypatch.setattr(_threads, "MOST", 3)
     held = Held()
 
     async def main() -> list[list[int]]:
         calls = [_threads.begin(held, [item]) for item in range(10)]
         await asyncio.to_thread(lambda: [held.wait_entered() for _ in range(3)])
-        assert len(held.batches) == len(own_threads()) == 3
+        assert len(held.batches) == len(call_threads()) == 3
         held.let_go()
         return await asyncio.gather(*calls)
 
@@ -80,7 +78,7 @@ def test_what_would_end_the_loop_is_an_error_of_the_call() -> None:
 
 
 def test_a_call_that_is_cancelled_before_it_has_a_thread_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    until(lambda: not own_threads())
+    until(lambda: not call_threads())
     monkeypatch.setattr(_threads, "MOST", 1)
     held, ran = Held(), list[int]()
 

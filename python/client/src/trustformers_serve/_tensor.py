@@ -177,13 +177,12 @@ def _kept(before: Array, after: Array) -> bool:
     return bool(((after.astype(before.dtype) == before) & ((after < 0) == (before < 0))).all())
 
 
-def _torch_of(array: Array) -> Any:
+def _torch_of(array: Any) -> Any:
     """The tensor of an array: in this machine's byte order and without steps backwards, as torch wants it."""
     import numpy as np
     import torch
 
-    dtype: Any = array.dtype.name  # pyright: ignore[reportUnknownMemberType]
-    prepared: Array = np.require(array, dtype, ["C", "W"])
+    prepared: Any = np.require(array, array.dtype.name, ["C", "W"])
     try:
         return cast("Any", torch).from_numpy(prepared)
     except TypeError:

@@ -23,7 +23,7 @@ R = TypeVar("R")
 MOST = 256
 """Most calls that run at once in a process; more wait for a thread."""
 
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.2
 """How long a thread without a call stays."""
 
 

@@ -65,6 +65,8 @@ class App:
         self.batch_timeout_ms = batch_timeout_ms
         self.registry = Registry()
         self._in_flight = InFlight()
+        # Held here, so that one that the caller forgets goes on.
+        self._servers: list[Server] = []
 
     def model(
         self, name: str, version: str = "1", streaming: bool = False, *, batched: bool | None = None
@@ -145,14 +147,20 @@ class App:
     ) -> Server:
         """Serves the models over HTTP, as `trustformers_serve.serve` does those of `register`.
 
+        Where it does not block, the server runs until it is stopped, or the app is no more.
+
         Raises:
             ConfigurationError: The app has no models.
             ServerStartError: The address cannot be bound.
         """
         from trustformers_serve import serving
 
+        if not self.registry.all():
+            raise ConfigurationError(f"{self!r}: put `@app.model(name)` above a function")
         most = serving.THREADS if threads is None else threads
-        return serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
+        server = serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
+        self._servers = [*(known for known in self._servers if known.running), server]
+        return server
 
     def __repr__(self) -> str:
         """Its name and its models'."""
