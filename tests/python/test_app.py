@@ -56,6 +56,19 @@ def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], name: str)
         ts.App(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_batch_size": 2.5}, r"max_batch_size must be an integer, not 2\.5"),
+        ({"max_batch_size": "4"}, "max_batch_size must be an integer, not '4'"),
+        ({"batch_timeout_ms": "1"}, "batch_timeout_ms must be a number, not '1'"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        ts.App(**arguments)
+
+
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 def test_a_list_to_a_list_of_another_type_gets_the_whole_batch(kind: str) -> None:
     app = ts.App(max_batch_size=4, batch_timeout_ms=HOUR_MS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from executors import PATIENCE, until
+from executors import HOUR_MS, PATIENCE, until
 from served import ask, predict
 
 
@@ -302,3 +303,70 @@ def test_the_failure_of_another_model_is_one_of_this_model(error: Exception) -> 
     assert caught.value.__cause__ is error
     with app.serve(port=0, block=False) as server:
         assert predict(server, "asking", 1).error[:2] == (500, "model_failed")
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+@pytest.mark.parametrize(
+    ("made", "what"), [(None, "None"), ((n for n in range(2)), "generator"), ("ab", "str"), ({"a"}, "set")]
+)
+def test_what_is_no_list_of_results_is_an_error_for_all(
+    made: Any, what: str, kind: str, batching: bool
+) -> None:
+    app = ts.App(max_batch_size=2, batch_timeout_ms=HOUR_MS, enable_batching=batching)
+
+    def wrong(items: list[str]) -> list[int]:
+        return made
+
+    async def wrong_later(items: list[str]) -> list[int]:
+        return made
+
+    app.model("wrong")(wrong if kind == "plain" else wrong_later)
+
+    async def main() -> list[Any]:
+        calls = [app.predict("wrong", item) for item in "ab"]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    for error in soon(main()):
+        assert isinstance(error, RuntimeError)
+        assert re.search(rf"wrong(_later)? returned {what} for a batch of", str(error))
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+def test_a_function_may_change_the_list_that_it_is_given(kind: str, batching: bool) -> None:
+    app = ts.App(max_batch_size=3, batch_timeout_ms=HOUR_MS, enable_batching=batching)
+
+    def drain(items: list[str]) -> list[int]:
+        results: list[int] = []
+        while items:
+            results.append(len(items.pop(0)))
+        items.extend("more than there were")
+        return results
+
+    async def drain_later(items: list[str]) -> list[int]:
+        return drain(items)
+
+    app.model("drain")(drain if kind == "plain" else drain_later)
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(app.predict("drain", item) for item in ("a", "bb", "ccc")))
+
+    assert soon(main()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_result_of_one_item_may_be_none_or_a_generator_as_it_is(batching: bool) -> None:
+    app = ts.App(enable_batching=batching)
+    generator = (number for number in range(3))
+
+    @app.model("nothing")
+    def nothing(item: int) -> None:
+        return None
+
+    @app.model("lazy")
+    def lazy(item: int) -> Any:
+        return generator
+
+    assert soon(app.predict("nothing", 1)) is None
+    assert soon(app.predict("lazy", 1)) is generator

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from trustformers_serve import _functions, _models, _threads
 from trustformers_serve._in_flight import InFlight
+from trustformers_serve._limits import MOST, check_count, check_time
 from trustformers_serve.annotations import require
-from trustformers_serve.batching import Breaker, FunctionBatcher, Settings, check_limit
+from trustformers_serve.batching import Breaker, FunctionBatcher, Settings
 from trustformers_serve.errors import ConfigurationError
 from trustformers_serve.registry import ModelInfo, Registry
 
@@ -55,10 +56,11 @@ class App:
         """Starts nothing yet.
 
         Raises:
-            ValueError: A limit is out of range.
+            TypeError: A limit is no number.
+            ValueError: It is out of range.
         """
-        check_limit("batch_timeout_ms", batch_timeout_ms, lambda value: value >= 0, ">= 0")
-        check_limit("max_batch_size", max_batch_size, lambda value: 1 <= value <= 2**27, f"from 1 to {2**27}")
+        check_time("batch_timeout_ms", batch_timeout_ms, may_be_zero=True)
+        check_count("max_batch_size", max_batch_size, 1, MOST // _QUEUED_BATCHES)
         self.name = name
         self.enable_batching = enable_batching
         self.max_batch_size = max_batch_size
