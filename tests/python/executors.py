@@ -36,6 +36,11 @@ class Held:
         self.go.release(batches)
 
 
+def own_threads() -> set[threading.Thread]:
+    """Those that the package has started in this process."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith(("serve-", "trustformers-"))}
+
+
 def until(holds: Callable[[], bool]) -> None:
     began = time.monotonic()
     while not holds():

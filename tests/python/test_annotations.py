@@ -36,6 +36,25 @@ class Options(TypedDict):
     depth: int
 
 
+@dataclass
+class BareArray:
+    pixels: np.ndarray
+
+
+@dataclass
+class BareTensor:
+    pixels: torch.Tensor
+
+
+class BareField(TypedDict):
+    pixels: npt.NDArray[np.float32]
+
+
+@dataclass
+class SaidArray:
+    pixels: Annotated[np.ndarray, ts.Tensor()]
+
+
 class Plain:
     pass
 
@@ -100,6 +119,9 @@ def test_a_misfit_is_named_by_place(annotation: Any, value: Any, message: str) -
         (npt.NDArray[Any], [True], np.bool_),
         (Annotated[np.ndarray, ts.Tensor("i64")], [1.0, 2.0], np.int64),
         (Annotated[np.ndarray, ts.Tensor("bool")], [0, 1], np.bool_),
+        (Annotated[np.ndarray, ts.Tensor("u8")], [0, 255], np.uint8),
+        (Annotated[np.ndarray, ts.Tensor("u64")], [2**63], np.uint64),
+        (Annotated[np.ndarray, ts.Tensor("i16")], [-1, 2**14], np.int16),
         (Annotated[np.ndarray, ts.Tensor("f16")], np.array([1.0, np.nan, np.inf]), np.float16),
         (Annotated[np.ndarray, ts.Tensor("f32", (0,))], [], np.float32),
         (Annotated[np.ndarray, ts.Tensor("f32", ())], 4, np.float32),
@@ -144,6 +166,11 @@ def test_an_array_that_fits_is_not_copied() -> None:
         (Annotated[np.ndarray, ts.Tensor("bool")], [2], "none of bool"),
         (npt.NDArray[np.uint8], [256], "none of uint8"),
         (npt.NDArray[np.uint8], [-1], "none of uint8"),
+        (npt.NDArray[np.uint64], [-1], "none of uint64"),
+        (npt.NDArray[np.int64], np.array([2**63], np.uint64), "none of int64"),
+        (Annotated[torch.Tensor, ts.Tensor("u64")], [-1], "none of uint64"),
+        (Annotated[torch.Tensor, ts.Tensor("i64")], [2**63], "none of int64"),
+        (torch.Tensor, np.ones(2, np.longdouble), r"must be of numbers that torch has, not (float128|long)"),
         (torch.Tensor, "abc", "must be an array"),
         (Annotated[torch.Tensor, ts.Tensor("f32", (2,))], [1.0], r"must have the shape \[2\], not \[1\]"),
         (Annotated[torch.Tensor, ts.Tensor("i32")], torch.tensor([2**40]), "none of int32"),
@@ -162,6 +189,10 @@ def test_arrays_that_do_not_fit_are_refused(annotation: Any, value: Any, message
         (torch.Tensor, [1.0, 2.0], torch.float32),
         (torch.Tensor, [1, 2], torch.int64),
         (torch.Tensor, np.ones(2, np.float64), torch.float64),
+        (torch.Tensor, np.arange(3)[::-1], torch.int64),
+        (torch.Tensor, np.arange(6.0, dtype=">f4").reshape(2, 3).T, torch.float32),
+        (Annotated[torch.Tensor, ts.Tensor("u8")], np.array([1, 255], np.uint64), torch.uint8),
+        (Annotated[torch.Tensor, ts.Tensor("u64")], [2**63], torch.uint64),
         (torch.Tensor, torch.ones(2, dtype=torch.bfloat16), torch.bfloat16),
         (Annotated[torch.Tensor, ts.Tensor("bf16", (2,))], [1.0, 2.0], torch.bfloat16),
         (Annotated[torch.Tensor, ts.Tensor("f64")], [1, 2], torch.float64),
@@ -173,7 +204,7 @@ def test_tensors_come_with_their_dtype_and_values(annotation: Any, value: Any, d
     found = check(annotation, value)
     assert isinstance(found, torch.Tensor)
     assert found.dtype == dtype
-    assert found.tolist() == torch.as_tensor(value).tolist()
+    assert found.tolist() == (value.tolist() if hasattr(value, "tolist") else value)
 
 
 def test_a_tensor_of_a_read_only_array_is_a_copy() -> None:
@@ -215,6 +246,33 @@ def test_an_annotation_that_nothing_can_be_checked_against_is_named() -> None:
     require(Annotated[int, ["cannot be hashed"]], "x of f")
 
 
+@pytest.mark.parametrize(
+    "scalar", [np.str_, np.bytes_, np.object_, np.complex64, np.complexfloating, np.datetime64]
+)
+def test_an_array_of_no_numbers_is_refused_as_an_annotation(scalar: Any) -> None:
+    with pytest.raises(ts.DecorationError, match=f"x of f: .*but no {scalar.__name__}"):
+        require(npt.NDArray[scalar], "x of f")
+    app = ts.App()
+
+    def f(x: Any) -> str:
+        return ""
+
+    f.__annotations__["x"] = npt.NDArray[scalar]
+    with pytest.raises(ts.DecorationError, match=f"x of .*f: .*but no {scalar.__name__}"):
+        app.model("f")(f)
+
+
+@pytest.mark.parametrize(
+    ("bare", "name"),
+    [(BareArray, r"np\.ndarray"), (BareTensor, r"torch\.Tensor"), (BareField, r"np\.ndarray")],
+)
+def test_a_field_that_is_a_bare_array_is_told_how_it_is_written(bare: Any, name: str) -> None:
+    advice = rf"x of f: .*: write a field that is an array as `Annotated\[{name}, ts\.Tensor\(\)\]`$"
+    with pytest.raises(ts.DecorationError, match=advice):
+        require(bare, "x of f")
+    assert check(SaidArray, {"pixels": [1, 2]}).pixels.tolist() == [1, 2]
+
+
 def test_schemas_say_what_clients_send() -> None:
     assert schema(int) == {"type": "integer"}
     assert schema(Any) == {}
@@ -230,5 +288,6 @@ def test_schemas_say_what_clients_send() -> None:
     }
     assert schema(Annotated[np.ndarray, ts.Tensor("bool", ())]) == {"type": "boolean", "title": "bool[]"}
     assert schema(Annotated[torch.Tensor, ts.Tensor("i64", (-1,))])["items"] == {"type": "integer"}
+    assert schema(Annotated[np.ndarray, ts.Tensor("u8", (-1,))])["items"] == {"type": "integer"}
     assert schema(list[np.ndarray])["items"] == {"type": "array", "items": {}, "title": "tensor"}
     assert schema(Picture)["properties"]["pixels"]["minItems"] == 2

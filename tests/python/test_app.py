@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import trustformers_serve as ts
-from executors import PATIENCE, until
+from executors import PATIENCE, own_threads, until
 
 HOUR_MS = 3_600_000.0
 
@@ -53,6 +53,19 @@ def test_its_arguments_are_its_attributes() -> None:
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
+        ts.App(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_batch_size": 2.5}, r"max_batch_size must be an integer, not 2\.5"),
+        ({"max_batch_size": "4"}, "max_batch_size must be an integer, not '4'"),
+        ({"batch_timeout_ms": "1"}, "batch_timeout_ms must be a number, not '1'"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         ts.App(**arguments)
 
 
@@ -402,7 +415,7 @@ def test_a_cancelled_caller_leaves_the_others_their_results() -> None:
 
 
 def test_stop_answers_who_waits_and_leaves_no_thread() -> None:
-    before = set(threading.enumerate())
+    before = own_threads()
     app = ts.App(batch_timeout_ms=HOUR_MS)
 
     @app.model("text")
@@ -413,11 +426,12 @@ def test_stop_answers_who_waits_and_leaves_no_thread() -> None:
         for _ in range(2):
             calls = [asyncio.create_task(app.predict("text", item)) for item in range(3)]
             await asyncio.sleep(0)
+            assert own_threads() - before
             await asyncio.wait_for(asyncio.gather(app.stop(), app.stop()), PATIENCE)
             assert await asyncio.gather(*calls) == ["0", "1", "2"]
 
     asyncio.run(main())
-    until(lambda: set(threading.enumerate()) <= before)
+    until(lambda: own_threads() <= before)
 
 
 def nothing_taken() -> int:
@@ -457,7 +471,20 @@ def list_to_number(items: list[int]) -> int:
 
 
 class Thing:
-    pass
+    def method(self, items: list[int]) -> list[str]:
+        return [str(item) for item in items]
+
+    @classmethod
+    def made(cls, item: int) -> str:
+        return str(item)
+
+    @staticmethod
+    def static(item: int) -> str:
+        return str(item)
+
+
+def count(items: list[int]) -> list[str]:
+    return [str(len(items))] * len(items)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +503,12 @@ class Thing:
         (Thing, {}, "app.model takes a function, not Thing"),
         (3, {}, "app.model takes a function, not 3"),
         (staticmethod(two), {}, "put `@staticmethod` above `@app.model`"),
+        (Thing.method, {}, r"Thing\.method is a method: .* of an instance"),
+        (vars(Thing)["made"].__func__, {}, r"Thing\.made is a method: .* of an instance"),
+        (ts.batch()(count), {}, "count is batched already: put `@app.model` above the function alone"),
+        (ts.autobatch()(count), {}, "count is batched already"),
+        (two, {"version": 2}, "two cannot have the version 2: a version is a string, not int"),
+        (two, {"version": None}, "two cannot have the version None"),
     ],
 )
 def test_a_function_that_cannot_be_a_model_is_named_at_decoration(
@@ -485,6 +518,19 @@ def test_a_function_that_cannot_be_a_model_is_named_at_decoration(
     with pytest.raises(ts.DecorationError, match=message):
         app.model("name", **options)(function)
     assert app.registry.all() == []
+
+
+def test_methods_that_need_no_instance_or_have_one_can_be_models() -> None:
+    app = ts.App()
+    for name, function in (("method", Thing().method), ("made", Thing.made), ("static", Thing.static)):
+        app.model(name)(function)
+        assert predict(app, name, 3) == ["3"]
+
+
+@pytest.mark.parametrize("name", [None, 3, b"name"])
+def test_a_name_that_is_no_string_is_refused_with_the_functions(name: Any) -> None:
+    with pytest.raises(ts.DecorationError, match=rf"two cannot have the name {name}: a name is a string"):
+        ts.App().model(name)(two)
 
 
 def test_a_taken_name_and_forgotten_parentheses_are_refused() -> None:

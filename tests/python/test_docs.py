@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import subprocess
@@ -47,6 +48,43 @@ def test_names_on_a_page_exist(page: Path) -> None:
     names = re.findall(r"\bts\.(\w+)", page.read_text())
     assert names
     assert [name for name in names if not hasattr(ts, name)] == []
+    for module, name in re.findall(r"\btrustformers_serve\.(\w+)\.(\w+)", page.read_text()):
+        assert hasattr(importlib.import_module(f"trustformers_serve.{module}"), name)
+
+
+FAMILIAR = {
+    "many threads": """
+        autobatch max_batch max_wait_ms Batcher backpressure max_queue run executor arun submit map
+        flush metrics close avg_batch p50_ms p99_ms dropped OpenAIResponsesExecutor TorchExecutor
+        collate_fn uncollate_fn
+    """,
+    "Streams of records": """
+        DynamicBatcher TokenBatcher inference_fn process_fn token_estimator cost_estimator
+        target_batch_tokens target_batch_cost default_token_estimate default_cost max_batch_size
+        min_batch_size batch_timeout_s max_queue_size prefetch_batches submit submit_batch start
+        stop is_running stats BatchStats estimate_tokens estimate_cost TokenEstimator CostEstimator
+        Prompt estimated_cost
+    """,
+    "with a schema": """
+        batch max_batch_size max_wait_time input_schema max_queue_size workers worker_id
+        target_latency register name version registry get clear ModelInfo serve host port block stop
+        OverloadedError
+    """,
+    "An application": """
+        App name enable_batching max_batch_size batch_timeout_ms model version streaming registry
+        predict stop serve load_app ValidationError InferenceError Tensor
+    """,
+}
+"""The names that users of each style know, by a part of the title of its section."""
+
+
+@pytest.mark.parametrize("title", FAMILIAR)
+def test_each_familiar_name_of_a_style_has_its_place_on_the_page(title: str) -> None:
+    page = (ROOT / "docs/migration.md").read_text()
+    (section,) = (part for part in page.split("\n## ") if title in part.partition("\n")[0])
+    text = re.sub(r"```.*?```", "", section, flags=re.DOTALL)
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]*`", text))))
+    assert [name for name in FAMILIAR[title].split() if name not in named] == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -188,6 +188,43 @@ def test_a_batched_method_is_registered_as_that_of_an_instance() -> None:
     assert registry.get("predict").input_types == {"items": int}
 
 
+def test_a_method_is_registered_as_that_of_an_instance() -> None:
+    with pytest.raises(ts.DecorationError, match=r"Model\.predict is a method: .*`register\(...\)\(inst"):
+
+        class Model:  # pyright: ignore[reportUnusedClass]
+            @ts.register()
+            def predict(self, item: int) -> str:
+                return str(item)
+
+    class Threads:
+        @ts.autobatch()
+        def predict(self, items: list[int]) -> list[str]:
+            return [str(item) for item in items]
+
+    with pytest.raises(ts.DecorationError, match=r"Threads\.predict is a method"):
+        ts.register()(Threads.predict)
+    assert registry.all() == []
+    ts.register()(Threads().predict)
+    assert registry.get("predict").function(3) == "3"
+
+
+@pytest.mark.parametrize("decorator", [ts.batch, ts.autobatch])
+@pytest.mark.parametrize("below", [ts.batch, ts.autobatch])
+def test_a_batched_function_is_not_batched_again(decorator: Any, below: Any) -> None:
+    def count(items: list[int]) -> list[str]:
+        return [str(len(items))] * len(items)
+
+    name = rf"count is batched already: put `@{decorator.__name__}` above the function alone"
+    with pytest.raises(ts.DecorationError, match=name):
+        decorator()(below()(count))
+
+
+@pytest.mark.parametrize(("name", "version", "kind"), [(3, "1", "name"), ("double", 2, "version")])
+def test_names_and_versions_are_strings(name: Any, version: Any, kind: str) -> None:
+    with pytest.raises(ts.DecorationError, match=rf"double cannot have the {kind} \d: .* not int"):
+        ts.register(name, version)(double)
+
+
 def test_forgotten_parentheses_are_named() -> None:
     with pytest.raises(ts.DecorationError, match=r"@register\(\)` above double"):
         ts.register(double)  # pyright: ignore[reportArgumentType]

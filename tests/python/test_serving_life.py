@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
+from executors import own_threads
 from served import Serve, ask_at_once, get, leave_early, predict
 
 CALLERS = 1000
@@ -160,7 +161,7 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         return await asyncio.to_thread(hold, item)
 
     ts.register("hold")(hold if kind == "plain" else hold_later)
-    before = set(threading.enumerate())
+    before = own_threads()
     server = serve()
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(predict, server, "hold", 7)
@@ -171,11 +172,40 @@ def test_stopping_finishes_what_is_in_flight(serve: Serve, kind: str) -> None:
         leave.set()
         assert answer.result(60).value["data"] == 7
         stopped.result(60)
-    wait_for(lambda: not of_servers(set(threading.enumerate()) - before))
+    wait_for(lambda: own_threads() <= before)
 
 
-def of_servers(threads: set[threading.Thread]) -> list[threading.Thread]:
-    return [thread for thread in threads if thread.name.startswith("serve-")]
+@pytest.mark.parametrize("made", [plain, coroutine, ts.batch()(per_batch), ts.batch()(per_batch_later)])
+def test_no_thread_is_left_when_the_server_has_ended_and_it_may_serve_again(serve: Serve, made: Any) -> None:
+    ts.register("double")(made)
+    before = own_threads()
+    for item in range(2):
+        server = serve()
+        assert predict(server, "double", item).value["data"] == item * 2
+        assert own_threads() - before
+        server.stop()
+        wait_for(lambda: own_threads() <= before)
+
+
+def test_the_end_of_a_server_does_not_wait_for_a_batch_that_hangs(serve: Serve) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    @ts.register()
+    @ts.batch()
+    def hang(items: list[int]) -> list[int]:
+        entered.set()
+        leave.wait(60)
+        return items
+
+    server = serve({"shutdown_timeout": "100ms"})
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(predict, server, "hang", 7)
+        assert entered.wait(60)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 30
+        assert answer.result(60).error[:2] == (500, "model_failed")
+    leave.set()
 
 
 def refuses(server: ts.Server) -> bool:

@@ -188,6 +188,29 @@ def test_a_batch_ends_at_its_tokens(target: str, function: str) -> None:
     assert batches == [[4, 6], [21], [5, 5], [5]]
 
 
+def test_a_thousand_concurrent_callers_get_exactly_their_own_results() -> None:
+    sizes: list[int] = []
+
+    async def texts(prompts: list[ts.Prompt]) -> list[str]:
+        sizes.append(len(prompts))
+        await asyncio.sleep(0)
+        return [prompt.text.upper() for prompt in prompts]
+
+    async def call(batcher: ts.TokenBatcher[ts.Prompt, str], number: int) -> bool:
+        future = await batcher.submit(ts.Prompt(f"prompt {number}"))
+        return await future == f"PROMPT {number}"
+
+    async def main() -> None:
+        # The queue is small, so that callers wait for a place as well.
+        async with ts.TokenBatcher(texts, target_batch_tokens=100, max_queue_size=50) as batcher:
+            assert all(await soon(asyncio.gather(*(call(batcher, number) for number in range(1000)))))
+            assert batcher.stats.total_completed == 1000
+
+    asyncio.run(main())
+    assert sum(sizes) == 1000
+    assert len(sizes) < 1000
+
+
 def test_the_number_of_tokens_goes_before_the_cost() -> None:
     async def main() -> None:
         limits: dict[str, Any] = {"target_batch_tokens": 2, "target_batch_cost": 1, "batch_timeout_s": HOUR}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import inspect
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Callable, MutableSet
 from typing import Any, TypeVar
 
-from trustformers_serve import _core
+from trustformers_serve import _core, _threads
 from trustformers_serve.errors import ExecutorError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -139,32 +138,6 @@ _Batch = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[list[
 def _work(batches: queue.SimpleQueue[_Batch | None]) -> None:
     while (batch := batches.get()) is not None:
         loop, future, function, records = batch
-        try:
-            end = functools.partial(_set_result, future, function(records))
-        except Exception as error:  # noqa: BLE001 - the callers of the batch raise it
-            end = functools.partial(_set_exception, future, error)
-        except BaseException as error:  # noqa: BLE001 - what would end the loop is its callers' alone
-            failure = ExecutorError(f"the function raised {error!r}")
-            failure.__cause__ = error
-            end = functools.partial(_set_exception, future, failure)
-            del failure
-        # A closed loop has nobody who waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(end)
+        _threads.answer(loop, future, functools.partial(function, records), "the function")
         # Nothing of a batch is kept while the next one is awaited.
-        del batch, future, function, records, end
-
-
-def _set_result(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
-    if future.done():
-        return
-    if isinstance(error, StopIteration):
-        wrapped = RuntimeError("the function raised StopIteration")
-        wrapped.__cause__ = error
-        error = wrapped
-    future.set_exception(error)
+        del batch, future, function, records

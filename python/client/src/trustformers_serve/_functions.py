@@ -77,6 +77,40 @@ def check_kind(function: Any, decorator: str) -> None:
         raise DecorationError(f"{decorator} takes a function, not {name(function)}")
 
 
+def is_batched(function: Any) -> bool:
+    """Whether it is what `batch` or `autobatch` made of a function."""
+    return hasattr(function, "batcher") and hasattr(function, "__wrapped__")
+
+
+def check_unbatched(function: Any, decorator: str) -> None:
+    """Refuses what is called with one item although it seems to take a list.
+
+    Raises:
+        DecorationError: The function is batched already.
+    """
+    if is_batched(function):
+        raise DecorationError(
+            f"{name(function)} is batched already: put `@{decorator}` above the function alone, "
+            "or `@register()` above the batched one to serve it"
+        )
+
+
+def check_bound(function: Any, decorator: str) -> None:
+    """Refuses a method without its instance.
+
+    Raises:
+        DecorationError: It was decorated in the body of a class, or taken from the class.
+    """
+    scope = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if not scope or scope.endswith("<locals>") or not inspect.isfunction(inspect.unwrap(function)):
+        return
+    if next(iter(inspect.signature(function).parameters), None) in {"self", "cls"}:
+        raise DecorationError(
+            f"{name(function)} is a method: what can be a model is that of an instance, as in "
+            f"`{decorator}(...)(instance.{function.__name__})`"
+        )
+
+
 def takes_self(function: Any, decorator: str) -> bool:
     """Whether a function of one list is a method, which takes the list after `self`.
 
@@ -86,6 +120,7 @@ def takes_self(function: Any, decorator: str) -> bool:
         DecorationError: It is no function of one list; the message names it.
     """
     check_kind(function, decorator)
+    check_unbatched(function, decorator)
     if is_generator(function):
         raise DecorationError(
             f"{name(function)} is a generator function; {decorator} takes one that returns a list"
@@ -152,9 +187,12 @@ def shape_of_model(function: Any, names: Mapping[str, Any], streaming: bool) -> 
     """As `shape_of`; of what can be called with an item, or with several values by name.
 
     Raises:
-        DecorationError: It takes nothing, or what cannot be given by name.
+        DecorationError: It takes nothing, or what cannot be given by name; or it is a method without its
+            instance, or batched already.
     """
     check_kind(function, "app.model")
+    check_unbatched(function, "app.model")
+    check_bound(function, "app.model")
     shape = shape_of(function, names)
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
@@ -170,17 +208,18 @@ def shape_of_model(function: Any, names: Mapping[str, Any], streaming: bool) -> 
 
 
 def shape_of_items(function: Any, names: Mapping[str, Any]) -> Shape:
-    """As `shape_of`; of a function that is batched over its callers, what one call takes and gives."""
+    """As `shape_of`; of a function that is batched over its callers, what one call takes and gives.
+
+    Raises:
+        DecorationError: It is a method without its instance.
+    """
+    check_bound(function, "register")
     shape = shape_of(function, names)
-    batcher = getattr(function, "batcher", None)
-    if batcher is None:
+    if not is_batched(function):
         return shape
-    inputs = [parameter for parameter in shape.inputs if parameter != WORKER_ID]
-    if len(inputs) != 1:
-        raise DecorationError(f"{name(function)} is a method: what is registered is that of an instance")
     of_items = shape_of_one(shape)
-    schema = getattr(batcher, "input_schema", None)
-    return of_items if schema is None else replace(of_items, inputs=dict.fromkeys(inputs, schema))
+    schema = getattr(function.batcher, "input_schema", None)
+    return of_items if schema is None else replace(of_items, inputs=dict.fromkeys(of_items.inputs, schema))
 
 
 def shape_of_one(shape: Shape) -> Shape:

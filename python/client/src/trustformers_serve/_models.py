@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from trustformers_serve import _core, _functions
+from trustformers_serve import _core, _functions, _threads
 from trustformers_serve.batching import FunctionBatcher, Settings, batched
-from trustformers_serve.errors import DecorationError, InferenceError
+from trustformers_serve.errors import (
+    BreakerOpenError,
+    DeadlineExceededError,
+    DecorationError,
+    InferenceError,
+    InvalidInputError,
+    OverloadedError,
+    ShuttingDownError,
+)
 
 if TYPE_CHECKING:
-    import threading
-
     from trustformers_serve._functions import Shape
 
 Function = Callable[..., Any]
@@ -71,28 +79,25 @@ def alone(function: Function, name: str) -> Any:
     else:
 
         async def call(item: Any) -> Any:
-            return await asyncio.to_thread(core.alone, item, guarded)
+            return await _threads.run(core.alone, item, guarded)
 
     return functools.update_wrapper(call, function)
 
 
 def per_item(function: Function, name: str) -> Any:
     """A function of one item, with errors that name the model."""
+    failures = _Failures(name)
     if _functions.is_coroutine(function):
 
         async def call_coroutine(*args: Any, **kwargs: Any) -> Any:
-            try:
+            with failures:
                 return await function(*args, **kwargs)
-            except Exception as error:
-                raise failed(name, error) from error
 
         return functools.update_wrapper(call_coroutine, function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with failures:
             return function(*args, **kwargs)
-        except Exception as error:
-            raise failed(name, error) from error
 
     return functools.update_wrapper(call, function)
 
@@ -102,52 +107,128 @@ def per_stream(function: Function, name: str) -> Any:
 
     `function` is one itself, or returns an iterator; a coroutine function, an asynchronous iterator.
     """
+    failures = _Failures(name)
     if _functions.is_coroutine(function) or _functions.is_async_generator(function):
 
         async def stream_async(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            try:
+            with failures:
                 pieces = function(*args, **kwargs)
                 if _functions.is_coroutine(function):
                     pieces = await cast("Awaitable[Any]", pieces)
-                async for piece in pieces:
-                    yield piece
-            except Exception as error:
-                raise failed(name, error) from error
+                async with _closed_after(pieces):
+                    async for piece in pieces:
+                        yield piece
 
         return functools.update_wrapper(stream_async, function)
 
     def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
+        with failures:
             yield from function(*args, **kwargs)
-        except Exception as error:
-            raise failed(name, error) from error
 
     return functools.update_wrapper(stream, function)
 
 
-async def pieces(stream: Any) -> AsyncIterator[Any]:
+def _closed_after(stream: Any) -> contextlib.AbstractAsyncContextManager[Any]:
+    """What closes an asynchronous generator at once, also where its reader leaves."""
+    return contextlib.aclosing(stream) if hasattr(stream, "aclose") else contextlib.nullcontext()
+
+
+async def pieces(stream: Any) -> AsyncGenerator[Any, None]:
     """Those of a generator of either kind; a plain one runs off the event loop."""
     if hasattr(stream, "__aiter__"):
-        async for piece in stream:
-            yield piece
+        async with _closed_after(stream):
+            async for piece in stream:
+                yield piece
         return
-    end = object()
+    steps = _Steps(stream)
     try:
-        while (piece := await asyncio.to_thread(next, stream, end)) is not end:
+        while (piece := await _threads.run(steps.next)) is not _END:
             yield piece
+    except asyncio.CancelledError:
+        # Nobody waits for a generator that may never come to its end.
+        _threads.begin(steps.close)
+        raise
     finally:
-        stream.close()
+        if not steps.left:
+            await _threads.run(steps.close)
 
 
-def failed(name: str, error: Exception) -> InferenceError:
-    """The error of a model whose function raised `error`."""
+_END = object()
+
+
+class _Steps:
+    """A plain generator whose pieces are made on threads, and that is closed on one too."""
+
+    def __init__(self, stream: Generator[Any, None, None]) -> None:
+        self.left = False
+        self._stream = stream
+        self._runs = False
+        self._lock = threading.Lock()
+
+    def next(self) -> Any:
+        """The next piece, or `_END`."""
+        with self._lock:
+            self._runs = True
+        try:
+            return next(self._stream, _END)
+        finally:
+            with self._lock:
+                self._runs = False
+                left = self.left
+            if left:
+                self._stream.close()
+
+    def close(self) -> None:
+        """Closes the generator, now or after the piece that is being made."""
+        with self._lock:
+            self.left = True
+            runs = self._runs
+        if not runs:
+            self._stream.close()
+
+
+_BLAMELESS = (
+    InvalidInputError,
+    OverloadedError,
+    BreakerOpenError,
+    DeadlineExceededError,
+    ShuttingDownError,
+)
+
+
+def _blameless(error: Exception) -> bool:
+    """Whether a function may raise it without having failed, and callers get it as it is.
+
+    Another server's has the id of a request, and is a failure here.
+    """
+    return isinstance(error, _BLAMELESS) and error.request_id is None
+
+
+def _failed(name: str, error: Exception) -> InferenceError:
     failure = InferenceError(f"{name} inference failed: {str(error) or repr(error)}")
     failure.__cause__ = error
     return failure
 
 
+class _Failures:
+    """Around calls of a model's function: what they raise becomes an error that names the model."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not _blameless(error):
+            raise _failed(self._name, error) from error
+
+
 def _guarded_batch(function: Function, name: str) -> Any:
     """Fails each item of a batch where the function raises, so that each has an error of its own."""
+
+    def failures(error: Exception, count: int) -> list[Exception]:
+        return [error if _blameless(error) else _failed(name, error) for _ in range(count)]
+
     if _functions.is_coroutine(function):
 
         async def guarded_coroutine(items: list[Any]) -> Any:
@@ -155,7 +236,7 @@ def _guarded_batch(function: Function, name: str) -> Any:
             try:
                 return await function(items)
             except Exception as error:  # noqa: BLE001 - it is the callers'
-                return [failed(name, error) for _ in range(count)]
+                return failures(error, count)
 
         return functools.update_wrapper(guarded_coroutine, function)
 
@@ -164,7 +245,7 @@ def _guarded_batch(function: Function, name: str) -> Any:
         try:
             return function(items)
         except Exception as error:  # noqa: BLE001 - it is the callers'
-            return [failed(name, error) for _ in range(count)]
+            return failures(error, count)
 
     return functools.update_wrapper(guarded, function)
 

@@ -20,8 +20,7 @@ DTYPES = {
     "f64": "float64",
     "f16": "float16",
     "bf16": "bfloat16",
-    "i64": "int64",
-    "i32": "int32",
+    **{f"{kind[0]}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (64, 32, 16, 8)},
     "bool": "bool",
 }
 """The server's names of element types, with those of numpy and torch."""
@@ -35,7 +34,8 @@ class Tensor:
     are rounded to the nearest of a smaller floating-point type; what would overflow or be cut is refused.
 
     Attributes:
-        dtype: "f32", "f64", "f16", "bf16" (torch alone has it), "i64", "i32" or "bool"; `None`: any.
+        dtype: "f32", "f64", "f16", "bf16" (torch alone has it), "i64", "i32", "i16", "i8", "u64", "u32",
+            "u16", "u8" or "bool"; `None`: any.
         shape: Its sizes, -1 where any will do; `None`: any number of dimensions.
     """
 
@@ -68,12 +68,14 @@ class Tensor:
         dtype = (None if self.dtype is None else DTYPES[self.dtype]) or _dtype_in(source)
         if read is _read_numpy and dtype == "bfloat16":
             raise TypeError("numpy has no bf16; annotate a torch.Tensor")
+        if read is _read_torch and dtype is not None and not hasattr(sys.modules["torch"], dtype):
+            raise TypeError(f"this torch has no {dtype}")
         return core_schema.no_info_plain_validator_function(lambda value: self._check(read(value, dtype)))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """What a client sends; called by pydantic."""
         found: dict[str, Any] = {"type": "boolean" if self.dtype == "bool" else "number"}
-        if self.dtype in {"i64", "i32"}:
+        if self.dtype is not None and self.dtype[0] in "iu":
             found["type"] = "integer"
         if self.shape is None:
             found = {"type": "array", "items": {}}
@@ -106,22 +108,23 @@ def _is_torch(kind: Any) -> bool:
 
 
 def _dtype_in(source: Any) -> str | None:
-    """That of `NDArray[np.float32]`."""
+    """That of `NDArray[np.float32]`; none of an abstract one, as `np.floating`, which says less than a dtype.
+
+    Raises:
+        TypeError: Arrays of it are refused, whatever is in them.
+    """
     for argument in typing.get_args(source):
         for scalar in typing.get_args(argument):
             if isinstance(scalar, type) and scalar.__module__ == "numpy":
                 import numpy as np
 
-                # An abstract one, as `np.floating`, says less than a dtype.
-                return None if scalar in _abstract() else str(np.dtype(cast("Any", scalar)))
+                abstract: list[type] = [np.generic, np.number, np.inexact, np.floating]
+                if scalar in {*abstract, np.integer, np.signedinteger, np.unsignedinteger}:
+                    return None
+                if not issubclass(scalar, (np.bool_, np.integer, np.floating)):
+                    raise TypeError(f"an array may have real numbers or booleans, but no {scalar.__name__}")
+                return str(np.dtype(cast("Any", scalar)))
     return None
-
-
-def _abstract() -> set[type]:
-    import numpy as np
-
-    kinds: list[type] = [np.generic, np.number, np.integer, np.signedinteger, np.unsignedinteger]
-    return {*kinds, np.inexact, np.floating, np.complexfloating, np.flexible, np.character}
 
 
 def _misfit(reason: str) -> Exception:
@@ -170,7 +173,20 @@ def _kept(before: Array, after: Array) -> bool:
         return bool(np.isfinite(after).all()) or bool((np.isfinite(before) == np.isfinite(after)).all())
     if before.dtype.kind == "f" and not bool((np.abs(before) < math.ldexp(1.0, 63)).all()):
         return False
-    return bool((after.astype(before.dtype) == before).all())
+    # The largest unsigned integers and negative numbers have the same bits.
+    return bool(((after.astype(before.dtype) == before) & ((after < 0) == (before < 0))).all())
+
+
+def _torch_of(array: Any) -> Any:
+    """The tensor of an array: in this machine's byte order and without steps backwards, as torch wants it."""
+    import numpy as np
+    import torch
+
+    prepared: Any = np.require(array, array.dtype.name, ["C", "W"])
+    try:
+        return cast("Any", torch).from_numpy(prepared)
+    except TypeError:
+        raise _misfit(f"must be of numbers that torch has, not {array.dtype}") from None
 
 
 def _read_torch(value: Any, dtype: str | None) -> Any:
@@ -182,7 +198,7 @@ def _read_torch(value: Any, dtype: str | None) -> Any:
         if not isinstance(value, np.ndarray) and array.dtype == np.float64 and dtype is None:
             # As torch reads lists.
             array = array.astype(np.float32)
-        value = cast("Any", torch).from_numpy(array if array.flags.writeable else np.array(array))
+        value = _torch_of(array)
     if dtype is None or value.dtype == getattr(torch, dtype):
         return value
     converted = value.to(getattr(torch, dtype))
@@ -191,7 +207,8 @@ def _read_torch(value: Any, dtype: str | None) -> Any:
     else:
         # The largest integers have no neighbours among floats to be told from.
         small = not value.is_floating_point() or bool((value.abs() < math.ldexp(1.0, 63)).all())
-        kept = small and bool((converted.to(value.dtype) == value).all())
+        same = (converted.to(value.dtype) == value) & ((converted.double() < 0) == (value.double() < 0))
+        kept = small and bool(same.all())
     if not kept:
         raise _misfit(f"has numbers that are none of {dtype}")
     return converted

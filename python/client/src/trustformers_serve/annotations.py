@@ -98,6 +98,9 @@ def _new_adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
             return pydantic.TypeAdapter(prepared)
     except Exception as error:
         text = str(error).partition("\n")[0]
+        for array, name in (("numpy.ndarray", "np.ndarray"), ("torch.Tensor", "torch.Tensor")):
+            if text.startswith("Unable to generate") and array in text:
+                text = f"write a field that is an array as `Annotated[{name}, ts.Tensor()]`"
         raise DecorationError(f"nothing can be checked against {annotation!r}: {text}") from error
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trustformers_serve import _functions, _models
+from trustformers_serve import _functions, _models, _threads
+from trustformers_serve._in_flight import InFlight
+from trustformers_serve._limits import MOST, check_count, check_time
 from trustformers_serve.annotations import require
-from trustformers_serve.batching import Breaker, FunctionBatcher, Settings, check_limit
+from trustformers_serve.batching import Breaker, FunctionBatcher, Settings
 from trustformers_serve.errors import ConfigurationError
 from trustformers_serve.registry import ModelInfo, Registry
 
@@ -54,15 +56,19 @@ class App:
         """Starts nothing yet.
 
         Raises:
-            ValueError: A limit is out of range.
+            TypeError: A limit is no number.
+            ValueError: It is out of range.
         """
-        check_limit("batch_timeout_ms", batch_timeout_ms, lambda value: value >= 0, ">= 0")
-        check_limit("max_batch_size", max_batch_size, lambda value: 1 <= value <= 2**27, f"from 1 to {2**27}")
+        check_time("batch_timeout_ms", batch_timeout_ms, may_be_zero=True)
+        check_count("max_batch_size", max_batch_size, 1, MOST // _QUEUED_BATCHES)
         self.name = name
         self.enable_batching = enable_batching
         self.max_batch_size = max_batch_size
         self.batch_timeout_ms = batch_timeout_ms
         self.registry = Registry()
+        self._in_flight = InFlight()
+        # Held here, so that one that the caller forgets goes on.
+        self._servers: list[Server] = []
 
     def model(
         self, name: str, version: str = "1", streaming: bool = False, *, batched: bool | None = None
@@ -113,19 +119,23 @@ class App:
         """
         info = self.registry.get(name, version)
         args, kwargs = info.arguments(item)
-        function = functools.partial(info.function, *args, **kwargs)
         if info.streaming:
-            return _models.pieces(function())
-        if inspect.iscoroutinefunction(info.function):
-            return await function()
-        return await asyncio.to_thread(function)
+            return self._pieces(info.function(*args, **kwargs))
+        with self._in_flight.one():
+            if inspect.iscoroutinefunction(info.function):
+                return await info.function(*args, **kwargs)
+            return await _threads.run(info.function, *args, **kwargs)
 
     async def stop(self) -> None:
-        """Returns when all that was called before has been answered; the next call starts it again."""
+        """Returns when all that was called before with `predict` has been answered, streams to their ends.
+
+        The next call starts the app again. What the calling task itself is in the midst of is not waited for.
+        """
         functions = [info.function for info in self.registry.all()]
         batchers = [getattr(function, "batcher", None) for function in functions]
         await asyncio.gather(
-            *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher))
+            *(batcher.stop() for batcher in batchers if isinstance(batcher, FunctionBatcher)),
+            self._in_flight.ended(),
         )
 
     def serve(
@@ -139,19 +149,32 @@ class App:
     ) -> Server:
         """Serves the models over HTTP, as `trustformers_serve.serve` does those of `register`.
 
+        Where it does not block, the server runs until it is stopped, or the app is no more.
+
         Raises:
             ConfigurationError: The app has no models.
             ServerStartError: The address cannot be bound.
         """
         from trustformers_serve import serving
 
+        if not self.registry.all():
+            raise ConfigurationError(f"{self!r}: put `@app.model(name)` above a function")
         most = serving.THREADS if threads is None else threads
-        return serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
+        server = serving.serve(host, port, block, config=config, registry=self.registry, threads=most)
+        self._servers = [*(known for known in self._servers if known.running), server]
+        return server
 
     def __repr__(self) -> str:
         """Its name and its models'."""
         models = ", ".join(f"{info.name}@{info.version}" for info in self.registry.all())
         return f"<App {self.name!r} of {models or 'no models'}>"
+
+    async def _pieces(self, stream: Any) -> AsyncIterator[Any]:
+        with self._in_flight.one() as resumed:
+            async with contextlib.aclosing(_models.pieces(stream)) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    resumed()
 
     def _info(
         self,

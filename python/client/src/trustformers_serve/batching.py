@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import math
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
 
-from trustformers_serve import _core, _functions
+from trustformers_serve import _core, _functions, _threads
 from trustformers_serve._functions import WORKER_ID
 from trustformers_serve._limits import check_count, check_time
 from trustformers_serve._schemas import Schema
@@ -101,16 +100,6 @@ class Settings:
         }
 
 
-def check_limit(name: str, value: float, holds: Callable[[float], bool], range_: str) -> None:
-    """Checks one limit.
-
-    Raises:
-        ValueError: It is out of range.
-    """
-    if not (math.isfinite(value) and holds(value)):
-        raise ValueError(f"{name} must be {range_}, not {value}")
-
-
 class FunctionBatcher:
     """What the calls of a function that `batch` made go through.
 
@@ -180,7 +169,7 @@ class FunctionBatcher:
             self._workers = []
             stopping = list(self._stopping)
         if stopping:
-            await asyncio.to_thread(_close, stopping)
+            await _threads.run(_close, stopping)
         with self._lock:
             self._stopping = [worker for worker in self._stopping if worker not in stopping]
 

@@ -18,6 +18,7 @@ from trustformers_serve import _core, _functions
 from trustformers_serve.annotations import check, require
 from trustformers_serve.errors import (
     ConfigurationError,
+    DecorationError,
     InputTypeError,
     ModelNotFoundError,
     ValidationError,
@@ -101,7 +102,13 @@ class Registry:
         Raises:
             ConfigurationError: The name or the version cannot be one, or another function has both already.
         """
-        for kind, text in (("name", info.name), ("version", info.version)):
+        given: list[tuple[str, Any]] = [("name", info.name), ("version", info.version)]
+        for kind, text in given:
+            if not isinstance(text, str):
+                raise DecorationError(
+                    f"{_functions.name(info.function)} cannot have the {kind} {text!r}: "
+                    f"a {kind} is a string, not {type(text).__name__}"
+                )
             if not _NAME.fullmatch(text):
                 raise ConfigurationError(
                     f"{_functions.name(info.function)} cannot have the {kind} {text!r}: it may have letters, "

@@ -23,8 +23,8 @@ class Server:
             print(server.url)
 
     It serves from construction until `stop`, the end of the `with` block, or the end of the process,
-    whichever is first. Any thread may make, use and stop it, also one that runs an event loop
-    (Jupyter); several servers may run at once.
+    whichever is first, and only as long as somebody holds it. Any thread may make, use and stop it, also
+    one that runs an event loop (Jupyter); several servers may run at once.
 
     Log lines go to standard error, in the level and format of the configuration's `logging`. A process
     has one log: the first server's settings count, also for the servers after it.

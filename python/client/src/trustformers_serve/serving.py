@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from trustformers_serve import _codec, _core, _functions
 from trustformers_serve import registry as process_registry
 from trustformers_serve.annotations import schema
+from trustformers_serve.batching import FunctionBatcher
 from trustformers_serve.config import ServerConfig
 from trustformers_serve.errors import ConfigurationError, ValidationError
 from trustformers_serve.registry import ModelInfo
@@ -62,13 +63,15 @@ def serve(
         serve(port=8000)
 
     Plain functions run on threads, coroutine functions on an event loop of the server's own. Their requests
-    wait in a queue of the model's, within the limits of `config.batching`.
+    wait in a queue of the model's, within the limits of `config.batching`. With the server end the threads of
+    functions that `batch` made; a later call starts them again.
 
     Args:
         host: The interface to listen on.
         port: The port; 0 takes a free one.
         block: Return only when the server has ended: by Ctrl-C, SIGTERM, or `Server.stop` on another thread.
-            Requests in flight are finished first. Otherwise the running server is returned.
+            Requests in flight are finished first. Otherwise the running server is returned, to be held: one
+            that is forgotten stops.
         config: Further settings, and models of the server's own to serve beside the registered ones.
         registry: Whose models are served; by default those of `register`.
         threads: Most calls of one plain function that run at once.
@@ -85,7 +88,8 @@ def serve(
     models = (process_registry if registry is None else registry).all()
     if not models:
         raise ConfigurationError("no model is registered: put `@register()` above a function")
-    loop = _EventLoop()
+    batchers = [getattr(info.function, "batcher", None) for info in models]
+    loop = _EventLoop([batcher for batcher in batchers if isinstance(batcher, FunctionBatcher)])
     hosted = [_hosted(info, threads, loop) for info in models]
     if block:
         return _until_signalled(lambda: Server(config, wait_ready=False, hosted=hosted, on_stop=loop.close))
@@ -272,7 +276,8 @@ _Runner = Callable[[_core.AsyncCall, Any, _Room], "Any"]
 class _EventLoop:
     """The event loop of a server's coroutine functions, on a thread that starts with the first of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, batchers: list[FunctionBatcher]) -> None:
+        self._batchers = batchers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -310,7 +315,7 @@ class _EventLoop:
         loop.call_soon_threadsafe(loop.add_reader, port.fileno(), take)
 
     def close(self) -> None:
-        """Ends the thread; calls that still run are cancelled."""
+        """Ends the thread, and those of batched functions; calls that still run are cancelled."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -322,6 +327,8 @@ class _EventLoop:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1) if tasks else None
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*(batcher.stop() for batcher in self._batchers)), 1)
             await loop.shutdown_asyncgens()
             loop.stop()
 
