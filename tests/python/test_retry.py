@@ -15,7 +15,7 @@ from trustformers_serve._calls import Call
 from trustformers_serve._codec import Reply
 from trustformers_serve._retry import RetryPolicy
 
-POLICY = RetryPolicy(max_retries=3, retry_delay=0.1, longest_wait=30.0)
+POLICY = RetryPolicy(max_retries=3, retry_delay=0.1, timeout=30.0)
 POST = _calls.load_model("m", None)
 GET = _calls.models()
 
@@ -154,6 +154,7 @@ class ListenAtRetry:
     """A policy that opens the refused port before the retry, so that no timing is involved."""
 
     listener: socket.socket
+    timeout: float
     waits: list[float | None] = field(default_factory=list[float | None])
 
     def wait_seconds(self, *args: Any) -> float | None:
@@ -166,7 +167,7 @@ def test_a_refused_connection_is_tried_again(make_client: MakeClient) -> None:
     with socket.socket() as refusing:
         refusing.bind(("127.0.0.1", 0))
         client: Any = make_client(base_url=f"http://127.0.0.1:{refusing.getsockname()[1]}", timeout=1)
-        policy = ListenAtRetry(refusing)
+        policy = ListenAtRetry(refusing, timeout=1)
         inner = client.inner if isinstance(client, Blocking) else client
         setattr(inner, "_policy", policy)  # noqa: B010
         # The port accepts after the first refusal but never answers.
