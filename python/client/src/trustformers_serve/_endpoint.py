@@ -18,7 +18,7 @@ def checked_url(base_url: str) -> str:
     if _is_http(base_url):
         return base_url.rstrip("/")
     meant = f"http://{base_url}"
-    hint = f"; did you mean {meant!r}?" if "://" not in base_url and _is_http(meant) else ""
+    hint = f"; did you mean {shown(meant)!r}?" if "://" not in base_url and _is_http(meant) else ""
     raise ValueError(f"base_url must be an http:// or https:// URL, not {shown(base_url)!r}{hint}")
 
 
