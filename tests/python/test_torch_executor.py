@@ -12,7 +12,8 @@ import pytest
 import torch
 import trustformers_serve as ts
 from executors import HOUR_MS, PATIENCE
-from transformers import BertConfig, BertForSequenceClassification
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trustformers_serve.torch import TorchExecutor
 
@@ -145,6 +146,74 @@ def test_a_hugging_face_model_gives_its_own_outputs_row_by_row() -> None:
         assert isinstance(row, SequenceClassifierOutput)
         assert row.loss is None
         torch.testing.assert_close(cast("Any", row.logits), logits)
+
+
+def test_a_language_model_gives_its_logits_although_it_returns_a_cache_of_the_whole_batch() -> None:
+    torch.manual_seed(2)
+    numbers: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1}
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8, **numbers)
+    )
+    items = [{"input_ids": torch.arange(5) + index} for index in range(3)]
+    whole = model.eval()(input_ids=torch.stack([item["input_ids"] for item in items]))
+    assert whole.past_key_values is not None
+    for row, logits in zip(TorchExecutor(model)(items), whole.logits.detach(), strict=True):
+        torch.testing.assert_close(row.logits, logits)
+        assert row.past_key_values is None
+
+
+def test_an_exported_program_is_a_model() -> None:
+    model, items = linear(), vectors(3)
+    sizes: Any = {"input": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (torch.stack(vectors(2)),), dynamic_shapes=sizes)
+    for item, row in zip(items, executor(program.module())(items), strict=True):
+        torch.testing.assert_close(row, model(item[None])[0].detach())
+
+
+def test_a_packed_sequence_is_the_only_argument() -> None:
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.GRU(4, 3)
+
+        def forward(self, packed: PackedSequence) -> torch.Tensor:
+            return self.inner(packed)[1][0]
+
+    torch.manual_seed(1)
+    model, items = Last(), [torch.randn(length, 4) for length in (2, 5, 3)]
+
+    def pack(items: list[torch.Tensor]) -> PackedSequence:
+        return pack_sequence(items, enforce_sorted=False)
+
+    rows = executor(model, collate_fn=pack, dtype=torch.float64)(items)
+    assert [row.dtype for row in rows] == [torch.float64] * 3
+    for item, row in zip(items, rows, strict=True):
+        torch.testing.assert_close(row, model(pack([item.double()]))[0].detach())
+
+
+def test_everything_in_a_batch_is_moved_to_the_device() -> None:
+    class Movable:
+        device = "cpu"
+
+        def to(self, device: torch.device) -> Movable:
+            moved = Movable()
+            moved.device = device.type
+            return moved
+
+    seen: list[str] = []
+
+    def model(scored: Scored, deep: Any, other: Movable, packed: PackedSequence, name: str) -> torch.Tensor:
+        found = [scored.score, deep["a"][0].total, packed.data]
+        seen.extend([*(tensor.device.type for tensor in found), other.device, name])
+        return found[0]
+
+    def collate(items: list[torch.Tensor]) -> tuple[Any, ...]:
+        batch = torch.stack(items)
+        return Scored(batch), {"a": [Pair(batch, batch)]}, Movable(), pack_sequence(items), "name"
+
+    rows = executor(model, collate_fn=collate, device="meta")(vectors(2))
+    assert seen == ["meta"] * 4 + ["name"]
+    assert [row.device.type for row in rows] == ["meta"] * 2
 
 
 def test_mappings_and_tuples_are_the_models_arguments() -> None:

@@ -12,13 +12,16 @@ Needs PyTorch to be importable, which the extra `[torch]` says.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from trustformers_serve.errors import ExecutorError, MissingExtraError
 
 try:
     import torch
+    from torch.nn.utils.rnn import PackedSequence
 except ModuleNotFoundError as error:
     raise MissingExtraError("trustformers_serve.torch", "torch", error.name) from error
 
@@ -28,7 +31,8 @@ class TorchExecutor:
 
     What comes out may be a tensor, a tuple, a list, a dict or a dataclass of tensors, nested as one likes, a
     named tuple or a Hugging Face `ModelOutput`; None stays None. Each caller gets the same with each tensor's
-    row, without the batch dimension.
+    row, without the batch dimension. A cache of keys and values, which transformers returns for the batch as
+    a whole, becomes None.
 
     Rows are copies: a caller who keeps one keeps nothing else of the batch alive, and may change it without
     anybody else's noticing. They are ordinary tensors on the model's device, which need no gradient and may
@@ -49,9 +53,11 @@ class TorchExecutor:
             model: A module, which is changed in place, or any function of what `collate_fn` returns.
             collate_fn: Makes one batch of a list of items, `torch.stack` for tensors of one shape; by default
                 PyTorch's `default_collate`. A mapping is given to the model as its keyword arguments, a tuple
-                or list as its arguments, anything else as the only one.
-            device: Where the module and the tensors of a batch are moved; by default they stay.
-            uncollate_fn: Makes the list of results of what the model returned, in place of the rows.
+                or list as its arguments, anything else, a `PackedSequence` too, as the only one.
+            device: Where the module and the tensors of a batch are moved, and whatever else in it has a
+                method `to`; by default they stay.
+            uncollate_fn: Makes the list of results of what the model returned, in place of the rows. They are
+                given as they are.
             dtype: To which floating-point weights and inputs are cast; by default they are not.
 
         Raises:
@@ -66,7 +72,10 @@ class TorchExecutor:
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         if isinstance(model, torch.nn.Module):
-            model = model.eval().to(device=self._device, dtype=dtype)
+            # The program that `torch.export` made is in the mode in which it was exported.
+            with suppress(NotImplementedError):
+                model.eval()
+            model = model.to(device=self._device, dtype=dtype)
         self._model = model
         self._collate = torch.utils.data.default_collate if collate_fn is None else collate_fn
         self._uncollate = uncollate_fn
@@ -84,7 +93,7 @@ class TorchExecutor:
             batch = self._moved(self._collate(items))
             if isinstance(batch, Mapping):
                 output = self._model(**batch)
-            elif isinstance(batch, (tuple, list)):
+            elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
                 output = self._model(*batch)
             else:
                 output = self._model(batch)
@@ -100,18 +109,24 @@ class TorchExecutor:
 
     def _moved(self, batch: Any) -> Any:
         """The batch where the model is, and of its type."""
-        if isinstance(batch, torch.Tensor):
-            return batch.to(device=self._device, dtype=self._dtype if batch.is_floating_point() else None)
+        if isinstance(batch, (torch.Tensor, PackedSequence)):
+            floats = batch.data.is_floating_point()
+            return cast("Any", batch).to(device=self._device, dtype=self._dtype if floats else None)
         if isinstance(batch, Mapping):
             return {name: self._moved(value) for name, value in cast("Mapping[Any, Any]", batch).items()}
         if isinstance(batch, (tuple, list)):
             moved = [self._moved(value) for value in cast("Sequence[Any]", batch)]
             return _like(batch, moved)
+        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+            names = [field.name for field in dataclasses.fields(batch) if field.init]
+            return dataclasses.replace(batch, **{name: self._moved(getattr(batch, name)) for name in names})
+        if self._device is not None and callable(getattr(batch, "to", None)):
+            return cast("Any", batch).to(self._device)
         return batch
 
     def _rows(self, output: Any, count: int, path: str) -> list[Any]:
         """The rows of `output`, which is at `path` of what the model returned."""
-        if output is None:
+        if output is None or _is_cache(output):
             return [None] * count
         if isinstance(output, torch.Tensor):
             if output.ndim == 0 or output.shape[0] != count:
@@ -142,6 +157,11 @@ class TorchExecutor:
             f"the model {self._name} returned {path or 'something'} of type {kind}, which has no rows: "
             "give the TorchExecutor an uncollate_fn"
         )
+
+
+def _is_cache(output: Any) -> bool:
+    caches = sys.modules.get("transformers.cache_utils")
+    return caches is not None and isinstance(output, caches.Cache)
 
 
 def _transposed(columns: list[list[Any]], count: int) -> list[list[Any]]:
