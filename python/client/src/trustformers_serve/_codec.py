@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,18 +61,8 @@ def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
     Raises:
         SerializationError: A value has no MessagePack form.
     """
-    found_numpy = False
-
-    def plain(value: Any) -> Any:
-        nonlocal found_numpy
-        if not hasattr(value, "tolist"):
-            raise TypeError(f"{type(value).__name__} has no form on the wire")
-        library = type(value).__module__.partition(".")[0]
-        found_numpy |= library == "numpy"
-        packed = _tensor(value, library) if library in {"numpy", "torch"} and value.ndim > 0 else None
-        return value.tolist() if packed is None else packed
-
-    return _encoded(body, partial(_packb, default=plain)), found_numpy
+    plain = _Plain(binary=True)
+    return _encoded(body, partial(_packb, default=plain)), plain.found_numpy
 
 
 def to_json(body: Mapping[str, Any]) -> tuple[bytes, bool]:
@@ -80,24 +71,33 @@ def to_json(body: Mapping[str, Any]) -> tuple[bytes, bool]:
     Raises:
         SerializationError: A value has no JSON form.
     """
-    found_numpy = False
+    plain = _Plain(binary=False)
+    encoder = json.JSONEncoder(default=plain, allow_nan=False)
+    return _encoded(body, lambda value: encoder.encode(value).encode()), plain.found_numpy
 
-    def plain(value: Any) -> Any:
-        nonlocal found_numpy
+
+class _Plain:
+    """Makes what an encoder knows of what it does not know, and notes whether that was numpy's."""
+
+    def __init__(self, *, binary: bool) -> None:
+        self._binary = binary
+        self.found_numpy = False
+
+    def __call__(self, value: Any) -> Any:
         if not hasattr(value, "tolist"):
             raise TypeError(f"{type(value).__name__} has no form on the wire")
-        found_numpy |= type(value).__module__.partition(".")[0] == "numpy"
-        return value.tolist()
-
-    def encode(value: Any) -> bytes:
-        return json.dumps(value, default=plain, allow_nan=False).encode()
-
-    return _encoded(body, encode), found_numpy
+        library = type(value).__module__.partition(".")[0]
+        self.found_numpy |= library == "numpy"
+        known = self._binary and library in {"numpy", "torch"} and value.ndim > 0
+        packed = _tensor(value, library) if known else None
+        return value.tolist() if packed is None else packed
 
 
 # What encoders, and arrays on their way to lists, raise.
 _UNSENDABLE = (TypeError, ValueError, OverflowError, RuntimeError)
 _DEEPEST = 512
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 100
 
 
 def _encoded(body: Mapping[str, Any], encode: Callable[[Any], bytes]) -> bytes:
@@ -118,7 +118,7 @@ def _reason(body: Mapping[str, Any], encode: Callable[[Any], bytes]) -> str:
         place += f"[{name!r}]" if place else str(name)
     else:
         return "cannot send what contains itself, or is nested too deeply"
-    shown = repr(value)[:100]
+    shown = _short.repr(value)
     if isinstance(value, int):
         what = "an integer of more than 64 bits"
     elif isinstance(value, float):

@@ -141,9 +141,11 @@ class Client:
 
         Returns:
             The output: nested lists or an array, or a dict of them by name where there are several.
-            An array of floating point has float64, which holds what any model computes.
+            An array of floating point has float64, which holds what any model computes. What a Python
+            function answers is an array only where it is numbers.
 
         Raises:
+            SerializationError: The data cannot be sent; the message says what of it, and where that is.
             InvalidInputError: The data does not fit; the message names input, expected and got.
             ModelNotFoundError: There is no such model.
             QueueFullError: The server is overloaded, and still was after the retries.
