@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import itertools
 import pickle
 import re
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
@@ -189,6 +191,33 @@ def test_a_call_that_is_given_up_leaves_its_place_to_others(serve: Serve) -> Non
     go_on.set()
 
 
+def test_calls_that_are_given_up_at_any_moment_leave_their_places_to_others(serve: Serve) -> None:
+    ts.register("echo")(lambda item: item)
+
+    @ts.register()
+    def count(item: int) -> Iterator[int]:
+        yield from itertools.count(item)
+
+    server = serve()
+
+    async def first(client: ts.AsyncClient) -> int:
+        async with client.predict_stream("count", 5) as results:
+            return await anext(results)
+
+    async def give_up() -> list[int]:
+        async with ts.AsyncClient(server.url, max_connections=2) as client:
+            for moments in range(100):
+                left = [asyncio.create_task(call) for call in (client.predict("echo", 0), first(client))]
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                for task in left:
+                    task.cancel()
+            calls = [client.predict("echo", 1), client.predict("echo", 2), first(client)]
+            return await asyncio.wait_for(asyncio.gather(*calls), PATIENCE)
+
+    assert asyncio.run(give_up()) == [1, 2, 5]
+
+
 def test_connections_that_are_not_used_any_more_are_closed(
     server: ts.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +233,25 @@ def test_connections_that_are_not_used_any_more_are_closed(
 
     with CountingProxy(server.url) as proxy:
         asyncio.run(burst_and_trickle(proxy))
+
+
+def test_a_stream_that_nobody_holds_takes_its_connection_with_it(serve: Serve) -> None:
+    @ts.register()
+    def count(item: int) -> Iterator[int]:
+        yield from itertools.count(item)
+
+    async def forget(url: str, proxy: CountingProxy) -> None:
+        async with ts.AsyncClient(url) as client:
+            results = client.predict_stream("count", 5)
+            assert await anext(results) == 5
+            del results
+            gc.collect()
+            await asyncio.to_thread(until, lambda: proxy.open == 0)
+
+    with CountingProxy(serve().url) as proxy:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            asyncio.run(forget(proxy.url, proxy))
 
 
 def test_a_closed_asynchronous_client_sends_nothing(server: ts.Server) -> None:

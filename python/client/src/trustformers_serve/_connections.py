@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import httpx
 
@@ -46,46 +47,52 @@ class Connections:
         self._verify = httpx.create_ssl_context(verify=verify)
         self._headers = dict(headers or {})
         self._places = asyncio.Semaphore(limit)
-        self._open: set[httpx.AsyncClient] = set()
+        # Weak, so that a stream that nobody holds takes its connection with it.
+        self._open: WeakSet[httpx.AsyncClient] = WeakSet()
         self._idle: deque[tuple[float, httpx.AsyncClient]] = deque()
         self._closed = False
 
     async def exchange(self, call: Call[Any], base_url: str) -> Reply | TransportError:
         """What comes of sending a request once."""
         async with self._places:
-            connection = self._take()
+            connection, whole = self._take(), False
             try:
-                return await _whole(await connection.send(_request(connection, call, base_url)))
+                reply = await _whole(await connection.send(_request(connection, call, base_url)))
+                whole = True
             except httpx.RequestError as error:
                 return failure_of(error)
+            else:
+                return reply
             finally:
-                await self.give_back(connection)
+                await self.give_back(connection, whole)
 
     async def begin(self, call: Call[Any], base_url: str) -> Reply | TransportError:
         """As `exchange`, but a reply that is no error is left open, as a `Begun`.
 
         It does not count against the limit, so that those who hold streams keep nobody waiting.
         """
-        connection = self._take()
-        begun = False
+        connection, begun, whole = self._take(), False, False
         try:
             response = await connection.send(_request(connection, call, base_url), stream=True)
             begun = response.status_code == 200
             if begun:
                 return Begun(response.status_code, _names(response), b"", response, connection, self)
-            return await _whole(response)
+            reply = await _whole(response)
+            whole = True
         except httpx.RequestError as error:
             return failure_of(error)
+        else:
+            return reply
         finally:
             if not begun:
-                await self.give_back(connection)
+                await self.give_back(connection, whole)
 
     async def close(self) -> None:
         """Closes all, also those in use; nothing can be sent any more."""
         self._closed = True
+        for connection in list(self._open):
+            await connection.aclose()
         self._idle.clear()
-        while self._open:
-            await self._open.pop().aclose()
 
     def _take(self) -> httpx.AsyncClient:
         if self._closed:
@@ -102,17 +109,21 @@ class Connections:
         self._open.add(connection)
         return connection
 
-    async def give_back(self, connection: httpx.AsyncClient) -> None:
-        """Keeps a connection that carries nothing any more, for a while."""
+    async def give_back(self, connection: httpx.AsyncClient, whole: bool) -> None:
+        """Keeps a connection for a while if it brought a whole reply, and closes it otherwise."""
         if self._closed:
             return
-        now = monotonic()
-        self._idle.append((now, connection))
-        oldest, unused = self._idle[0]
-        if len(self._idle) > self._limit or now - oldest > _LONGEST_IDLE_SECONDS:
+        unused = connection
+        if whole:
+            now = monotonic()
+            self._idle.append((now, connection))
+            oldest, unused = self._idle[0]
+            if len(self._idle) <= self._limit and now - oldest <= _LONGEST_IDLE_SECONDS:
+                return
             self._idle.popleft()
-            self._open.discard(unused)
-            await unused.aclose()
+        # What httpx makes of an exchange that was cancelled may keep its pool busy for ever.
+        self._open.discard(unused)
+        await unused.aclose()
 
 
 @dataclass(frozen=True)
@@ -133,10 +144,12 @@ class Begun(Reply):
 
     async def close(self) -> None:
         """Ends the reply; to be called once."""
+        # As it is when its body has been read to the end.
+        whole = self.response.is_closed
         try:
             await self.response.aclose()
         finally:
-            await self.connections.give_back(self.connection)
+            await self.connections.give_back(self.connection, whole)
 
 
 def failure_of(error: httpx.RequestError) -> TransportError:
