@@ -8,21 +8,21 @@ from typing import Any
 
 from conftest import Blocking
 from trustformers_serve.replies import Generation, Piece
-from trustformers_serve.streams import AsyncTextStream, TextStream
+from trustformers_serve.streams import ResultStream, TextStream
 
 
 class BlockingStream:
-    """An `AsyncTextStream` read like a `TextStream`, so that one test covers both."""
+    """An asynchronous stream read like a blocking one, so that one test covers both."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, inner: AsyncTextStream) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, inner: Any) -> None:
         self._loop, self._inner = loop, inner
-        # A `TextStream` has sent its request by now.
+        # The other kind has sent its request by now.
         self._wait(inner.__aenter__())
 
     def __iter__(self) -> BlockingStream:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Any:
         try:
             return self._wait(self._inner.__anext__())
         except StopAsyncIteration:
@@ -37,8 +37,15 @@ class BlockingStream:
     def result(self) -> Generation:
         return self._wait(self._inner.result())
 
+    @property
+    def request_id(self) -> str | None:
+        return self._inner.request_id
+
     def close(self) -> None:
         self._wait(self._inner.close())
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("Async", "")
 
     def __enter__(self) -> BlockingStream:
         return self
@@ -60,3 +67,9 @@ def stream_chat(client: Any, messages: Any, **options: Any) -> TextStream | Bloc
     if isinstance(client, Blocking):
         return BlockingStream(client._loop, client.inner.chat(messages, stream=True, **options))
     return client.chat(messages, stream=True, **options)
+
+
+def predict_stream(client: Any, model: str, data: Any, **options: Any) -> ResultStream | BlockingStream:
+    if isinstance(client, Blocking):
+        return BlockingStream(client._loop, client.inner.predict_stream(model, data, **options))
+    return client.predict_stream(model, data, **options)

@@ -182,5 +182,5 @@ def client(server: ts.Server, make_client: MakeClient) -> ts.Client:
 
 def one_item(client: ts.Client, model: str) -> Any:
     """Zeros that fit a model's only input; a dimension that may vary is 1."""
-    (declared,) = client.model(model)["inputs"]
-    return torch.zeros([max(size, 1) for size in declared["shape"]])
+    (declared,) = client.model(model).get("inputs", [])
+    return torch.zeros([max(size, 1) for size in declared.get("shape", [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -69,7 +70,8 @@ class ScriptedServer:
                 if isinstance(step, Answer):
                     connection.sendall(_encode(step))
                 elif isinstance(step, Streamed):
-                    self._stream(connection, step)
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        self._stream(connection, step)
                 elif step == SILENCE:
                     self._done.wait(30)
 

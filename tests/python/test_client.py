@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+from collections.abc import Iterator
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 import torch
 import trustformers_serve as ts
 from conftest import MakeClient, one_item
+from served import Serve
 from trustformers_serve import _calls
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import MSGPACK, Reply
 from trustformers_serve.builtin import default_folder
 from trustformers_serve.config import ModelSettings
-from trustformers_serve.replies import BatchingStats, Stats
+from trustformers_serve.replies import BatchingStats, ModelInfo, ModelReadiness, Stats
 
 
 def test_predict_agrees_with_torch(client: ts.Client) -> None:
@@ -87,8 +89,40 @@ def test_models_and_model(client: ts.Client) -> None:
     listed = {model["name"]: model for model in client.models()}
     assert set(listed) == {"delay", "mlp", "minilm", "pair", "fussy"}
     pair = client.model("pair")
-    assert [tensor["name"] for tensor in pair["inputs"]] == ["left", "right"]
+    assert [tensor["name"] for tensor in pair.get("inputs", [])] == ["left", "right"]
     assert pair["versions"][0]["state"] == "ready"
+
+
+def test_what_a_server_says_of_its_models_is_as_declared(client: ts.Client) -> None:
+    client.unload_model("delay")
+    try:
+        conforms(client.models(), list[ModelInfo], "models")
+        ready = client.ready()
+    finally:
+        client.load_model("delay")
+    conforms(list(ready.models), list[ModelReadiness], "ready")
+
+
+def test_what_a_server_says_of_python_functions_is_as_declared(serve: Serve, make_client: MakeClient) -> None:
+    @ts.register("count", version="2")
+    def count(item: int) -> Iterator[int]:
+        yield from range(item)
+
+    ts.register("norm")(lambda vector, scale: vector * scale)
+    client = make_client(base_url=serve().url)
+    conforms(client.models(), list[ModelInfo], "models")
+    described = client.model("count")
+    assert described.get("streaming") is True
+    assert described.get("inputs") == [{"name": "item", "schema": {"type": "integer"}}]
+    assert set(described["versions"][0]) == {
+        "version",
+        "state",
+        "format",
+        "default",
+        "device",
+        "load_seconds",
+    }
+    assert client.model("norm").get("streaming") is False
 
 
 def test_unload_and_load(client: ts.Client) -> None:
@@ -128,7 +162,7 @@ def conforms(value: Any, kind: Any, path: str) -> None:
     elif type(None) in arguments:
         if value is not None:
             conforms(value, arguments[0], path)
-    else:
+    elif kind is not Any:
         assert isinstance(value, (int, float) if kind is float else kind), f"{path}: {value!r}, not {kind}"
 
 

@@ -6,15 +6,17 @@ import array
 import base64
 import json
 import pickle
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import pytest
 import torch
 import trustformers_serve as ts
-from trustformers_serve import _calls, _codec, _core
+from served import packb
+from trustformers_serve import _calls, _codec, _core, _generate
 from trustformers_serve._calls import Options
 from trustformers_serve._codec import Reply
 from trustformers_serve.errors import ERROR_BY_CODE
@@ -88,9 +90,123 @@ def test_the_rows_of_an_array_are_instances() -> None:
     assert sent(numbers.content) == {"instances": [1.5, 2.5]}
 
 
-def test_what_cannot_be_sent_is_named() -> None:
-    with pytest.raises(TypeError, match="cannot send a set"):
-        _calls.predict("m", {1, 2}, PLAIN)
+def cyclic() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+def nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({1, 2}, "cannot send a value of type set to the server, at data: {1, 2}"),
+        ({"a": [1, {"b": object}]}, "cannot send a value of type type to the server, at data['a'][1]['b']: "),
+        ({"a": (0, 2**70)}, "cannot send an integer of more than 64 bits to the server, at data['a'][1]: "),
+        (np.ones((1, 2), np.complex64), "cannot send a value of type complex to the server, at data[0][0]: "),
+        (np.array(["2020-01-01"], "datetime64[D]"), "a value of type date to the server, at data[0]: "),
+        (np.array([1, object()]), "a value of type object to the server, at data[1]: <object"),
+        (torch.ones(1, dtype=torch.complex64), "a value of type Tensor to the server, at data: "),
+        (torch.ones(1, device="meta"), "a value of type Tensor to the server, at data: "),
+        ({"a": "\ud800"}, "cannot send a text with half a character to the server, at data['a']: "),
+        ({frozenset("a"): 1}, "a value of type frozenset to the server, at data[frozenset({'a'})]: "),
+        (cyclic(), "cannot send what contains itself, or is nested too deeply"),
+        (nested(5000), "cannot send what contains itself, or is nested too deeply"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_sent_is_named_with_its_place(data: Any, message: str) -> None:
+    with pytest.raises(ts.SerializationError, match=re.escape(message)) as caught:
+        _calls.predict("m", data, PLAIN)
+    assert isinstance(caught.value, ts.TrustformersError)
+    assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("call", "place"),
+    [
+        (lambda bad: _calls.predict("m", 1, Options(None, None, None, {"k": bad}, None)), "parameters['k']"),
+        (lambda bad: _calls.predict_batch("m", [1, bad], PLAIN, raise_on_error=True), "instances[1]"),
+        (lambda bad: _calls.predict_stream("m", [bad], PLAIN), "data[0]"),
+        (lambda bad: _calls.embed([bad], None), "input[0]"),
+        (lambda bad: _generate.completion("x", "m", {"stop": [bad]}), "stop[0]"),
+        (lambda bad: _generate.chat([{"role": "user", "content": bad}], "m", {}), "messages[0]['content']"),
+    ],
+    ids=["parameters", "predict_batch", "predict_stream", "embed", "completion", "chat"],
+)
+def test_each_call_names_what_it_cannot_send(call: Callable[[Any], Any], place: str) -> None:
+    with pytest.raises(
+        ts.SerializationError, match=re.escape(f"a value of type set to the server, at {place}")
+    ):
+        call({1})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), np.array([np.inf]), b"bytes"], ids=str)
+def test_what_only_messagepack_can_carry_is_named_where_json_is_sent(bad: Any) -> None:
+    assert _calls.predict("m", bad, PLAIN).content
+    with pytest.raises(ts.SerializationError, match="at data"):
+        _calls.predict_stream("m", bad, PLAIN)
+
+
+def test_token_ids_may_be_of_numpy() -> None:
+    content = _generate.completion(cast("Any", np.array([1, 2])), "m", {"top_k": np.int64(3)}).content
+    assert content is not None
+    assert json.loads(content) == {"prompt": [1, 2], "model": "m", "top_k": 3}
+
+
+@pytest.mark.parametrize("version", [1, 1.1, b"1"])
+def test_a_version_that_is_no_text_is_refused(version: Any) -> None:
+    options = Options(version, None, None, None, None)
+    for call in (
+        lambda: _calls.predict("m", 1, options),
+        lambda: _calls.predict_batch("m", [1], options, raise_on_error=True),
+        lambda: _calls.predict_stream("m", 1, options),
+        lambda: _calls.load_model("m", version),
+    ):
+        with pytest.raises(TypeError, match=f'version must be a text, as "1" is, not {version!r}'):
+            call()
+
+
+def test_keys_of_a_result_may_be_numbers() -> None:
+    answer = Reply(200, {"content-type": "application/msgpack"}, packb({"data": {3: 0.5}}))
+    assert _calls.predict("m", 1, PLAIN).read(answer) == {3: 0.5}
+
+
+@pytest.mark.parametrize("content", [{(1,): 2}, nested(5000)], ids=["key", "nesting"])
+def test_a_result_that_no_value_can_hold_is_an_unexpected_reply(content: Any) -> None:
+    # The packer nests no deeper than the unpacker.
+    body = b"\x91" * 5000 + b"\x90" if isinstance(content, list) else packb(content)
+    with pytest.raises(ts.UnexpectedReplyError, match="broken application/msgpack"):
+        _codec.unpack(Reply(200, {"content-type": "application/msgpack"}, body))
+    with pytest.raises(ts.UnexpectedReplyError, match="broken application/json"):
+        _codec.unpack(Reply(200, {"content-type": "application/json"}, b"[" * 100_000))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [[1], [1, 2]],
+        {"label": "cat", "score": None, "boxes": [[1], [1, 2]]},
+        ["cat", "dog"],
+        [1, "cat"],
+        [1, None],
+        [{"label": "cat"}],
+    ],
+    ids=str,
+)
+def test_what_is_no_array_of_numbers_stays_as_it_is_where_numpy_came_in(result: Any) -> None:
+    out = _calls.predict("m", np.zeros(2), PLAIN).read(json_reply({"data": result}))
+    assert out == result
+    if isinstance(result, dict):
+        both = {**cast("dict[str, Any]", result), "vector": [1.5]}
+        out = _calls.predict("m", np.zeros(2), PLAIN).read(json_reply({"data": both}))
+        assert isinstance(out["vector"], np.ndarray)
 
 
 def test_only_options_that_were_given_are_sent() -> None:

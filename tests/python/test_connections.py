@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import inspect
+import itertools
+import pickle
+import re
+import threading
+import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,11 +23,13 @@ import trustformers_serve as ts
 from blocking_stream import stream
 from conftest import MakeClient
 from counting_proxy import CountingProxy
-from executors import until
+from executors import PATIENCE, until
 from scripted_server import CLOSE, Answer, ScriptedServer
+from served import Serve
+from trustformers_serve import _connections
 
 METHODS = [
-    *("predict", "predict_batch", "embed", "generate", "stream", "chat", "models", "model"),
+    *("predict", "predict_stream", "predict_batch", "embed", "generate", "stream", "chat", "models", "model"),
     *("load_model", "unload_model", "reset_breaker", "health", "ready", "metrics", "stats", "close"),
 ]
 
@@ -89,6 +100,182 @@ def test_a_stream_gives_its_connection_back_when_it_ends_and_not_when_it_is_left
         assert proxy.connections == 2
 
 
+def test_many_calls_at_once_cost_an_event_loop_little_more_than_one_after_another(serve: Serve) -> None:
+    ts.register("echo")(lambda item: item)
+    server = serve()
+
+    async def one_by_one() -> float:
+        async with ts.AsyncClient(server.url) as client:
+            begun = time.thread_time()
+            assert [await client.predict("echo", item) for item in range(600)] == list(range(600))
+            return time.thread_time() - begun
+
+    async def at_once() -> float:
+        async with ts.AsyncClient(server.url) as client:
+            begun = time.thread_time()
+            assert await asyncio.gather(*(client.predict("echo", item) for item in range(600))) == list(
+                range(600)
+            )
+            return time.thread_time() - begun
+
+    # Where each call looked at the connections of all others, it was twenty times as much.
+    assert asyncio.run(at_once()) < 5 * asyncio.run(one_by_one())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_no_more_calls_than_that_are_under_way_at_once_and_streams_are_not_counted(
+    serve: Serve, kind: str
+) -> None:
+    now, most, lock = 0, 0, threading.Lock()
+    together = threading.Barrier(3)
+
+    @ts.register()
+    def wait(item: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        # Nobody goes on before there are three; a fourth would come in meanwhile.
+        together.wait(PATIENCE)
+        with lock:
+            now -= 1
+        return item
+
+    @ts.register()
+    def count(item: int) -> Iterator[int]:
+        yield from itertools.count(item)
+
+    server = serve()
+
+    def in_threads() -> list[int]:
+        with ts.Client(server.url, max_connections=3) as client, ExitStack() as streams:
+            held = [streams.enter_context(client.predict_stream("count", 0)) for _ in range(5)]
+            assert [next(stream) for stream in held] == [0] * 5
+            with ThreadPoolExecutor(12) as threads:
+                return list(threads.map(lambda item: client.predict("wait", item), range(12)))
+
+    async def on_a_loop() -> list[int]:
+        async with ts.AsyncClient(server.url, max_connections=3) as client, AsyncExitStack() as streams:
+            held = [await streams.enter_async_context(client.predict_stream("count", 0)) for _ in range(5)]
+            assert [await anext(stream) for stream in held] == [0] * 5
+            return await asyncio.gather(*(client.predict("wait", item) for item in range(12)))
+
+    assert (in_threads() if kind == "sync" else asyncio.run(on_a_loop())) == list(range(12))
+    assert most == 3
+
+
+def test_a_call_that_is_given_up_leaves_its_place_to_others(serve: Serve) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    @ts.register()
+    def wait(item: int) -> int:
+        if item == 0:
+            began.set()
+            go_on.wait(PATIENCE)
+        return item
+
+    server = serve()
+
+    async def give_up() -> int:
+        async with ts.AsyncClient(server.url, max_connections=1) as client:
+            left = asyncio.create_task(client.predict("wait", 0))
+            await asyncio.to_thread(began.wait, PATIENCE)
+            waits = asyncio.create_task(client.predict("wait", 1))
+            never = asyncio.create_task(client.predict("wait", 2))
+            await asyncio.sleep(0)
+            for task in (never, left):
+                task.cancel()
+            return await asyncio.wait_for(waits, PATIENCE)
+
+    assert asyncio.run(give_up()) == 1
+    go_on.set()
+
+
+def test_calls_that_are_given_up_at_any_moment_leave_their_places_to_others(serve: Serve) -> None:
+    ts.register("echo")(lambda item: item)
+
+    @ts.register()
+    def count(item: int) -> Iterator[int]:
+        yield from itertools.count(item)
+
+    server = serve()
+
+    async def first(client: ts.AsyncClient) -> int:
+        async with client.predict_stream("count", 5) as results:
+            return await anext(results)
+
+    async def give_up() -> list[int]:
+        async with ts.AsyncClient(server.url, max_connections=2) as client:
+            for moments in range(100):
+                left = [asyncio.create_task(call) for call in (client.predict("echo", 0), first(client))]
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                for task in left:
+                    task.cancel()
+            calls = [client.predict("echo", 1), client.predict("echo", 2), first(client)]
+            return await asyncio.wait_for(asyncio.gather(*calls), PATIENCE)
+
+    assert asyncio.run(give_up()) == [1, 2, 5]
+
+
+def test_connections_that_are_not_used_any_more_are_closed(
+    server: ts.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connections, "_LONGEST_IDLE_SECONDS", 0.0)
+
+    async def burst_and_trickle(proxy: CountingProxy) -> None:
+        async with ts.AsyncClient(proxy.url) as client:
+            await asyncio.gather(*(client.health() for _ in range(20)))
+            assert proxy.connections > 1
+            for _ in range(20):
+                await client.health()
+            await asyncio.to_thread(until, lambda: proxy.open <= 1)
+
+    with CountingProxy(server.url) as proxy:
+        asyncio.run(burst_and_trickle(proxy))
+
+
+def test_a_stream_that_nobody_holds_takes_its_connection_with_it(serve: Serve) -> None:
+    @ts.register()
+    def count(item: int) -> Iterator[int]:
+        yield from itertools.count(item)
+
+    async def forget(url: str, proxy: CountingProxy) -> None:
+        async with ts.AsyncClient(url) as client:
+            results = client.predict_stream("count", 5)
+            assert await anext(results) == 5
+            del results
+            gc.collect()
+            await asyncio.to_thread(until, lambda: proxy.open == 0)
+
+    with CountingProxy(serve().url) as proxy:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            asyncio.run(forget(proxy.url, proxy))
+
+
+def test_a_closed_asynchronous_client_sends_nothing(server: ts.Server) -> None:
+    async def use() -> None:
+        client = ts.AsyncClient(server.url)
+        left = client.stream("A fox")
+        await client.health()
+        await client.close()
+        await client.close()
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await client.health()
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await left
+
+    asyncio.run(use())
+
+
+def test_a_client_can_go_to_another_process(server: ts.Server) -> None:
+    with ts.Client(server.url, max_connections=2) as client:
+        with pickle.loads(pickle.dumps(client)) as copy:
+            assert repr(copy) == repr(client)
+            assert copy.health()["status"] == "ok"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "uint8", "int32", "int64", ">f4"])
 def test_arrays_of_any_type_are_converted_by_the_server(client: ts.Client, dtype: str) -> None:
     item = np.arange(64).astype(dtype)
@@ -138,6 +325,50 @@ def test_a_clients_repr_says_where_it_calls_and_never_its_key(make_client: MakeC
     assert repr(client) == f"<{kind} http://host:1 timeout=5 max_retries=3>"
     unsafe: Any = make_client(base_url="http://host:1", repeat_unsafe=True)
     assert repr(getattr(unsafe, "inner", unsafe)).endswith("max_retries=3 repeat_unsafe=True>")
+
+
+@pytest.mark.parametrize("kind", [ts.Client, ts.AsyncClient])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base_url": "localhost:8000"}, "not 'localhost:8000'; did you mean 'http://localhost:8000'?"),
+        ({"base_url": "127.0.0.1:8000/a/"}, "did you mean 'http://127.0.0.1:8000/a/'?"),
+        ({"base_url": "user:password@host:1"}, "URL, not 'host:1'"),
+        ({"base_url": "ftp://host"}, "base_url must be an http:// or https:// URL, not 'ftp://host'"),
+        ({"base_url": "http://"}, "base_url must be"),
+        ({"base_url": "http://[::bad"}, "base_url must be"),
+        ({"base_url": "http://host:99999"}, "base_url must be"),
+        ({"base_url": "http://ho st"}, "base_url must be"),
+        ({"base_url": "http://host/?a=b"}, "base_url must be"),
+        ({"api_key": "secret \N{LATIN SMALL LETTER U WITH DIAERESIS}"}, "api_key must be printable ASCII"),
+        ({"api_key": "secret \N{GREEK SMALL LETTER KAPPA}"}, "api_key must be printable ASCII"),
+        ({"api_key": "secret\n"}, "api_key must be printable ASCII"),
+        ({"api_key": ""}, "api_key must be printable ASCII"),
+        ({"headers": {"x-team": "b\n"}}, "headers must be printable ASCII characters, and 'x-team' is not"),
+        ({"timeout": 0}, "timeout must be finite and above 0, or None, not 0"),
+        ({"timeout": float("inf")}, "timeout must be finite"),
+        ({"max_retries": -1}, "max_retries must not be negative, not -1"),
+        ({"retry_delay": -0.5}, "retry_delay must be finite and not negative, not -0.5"),
+        ({"max_connections": 0}, "max_connections must be from 1 to 65536, not 0"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_cannot_be_is_named_before_the_first_call(
+    kind: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        kind(**arguments)
+    assert "password" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_client_may_wait_for_any_time(server: ts.Server, make_client: MakeClient) -> None:
+    made: Any = make_client(base_url=server.url, timeout=None, retry_delay=0.001)
+    assert repr(getattr(made, "inner", made)).endswith("timeout=None max_retries=3>")
+    assert made.health()["status"] == "ok"
+    busy = Answer(429, {"retry-after": "1"}, b'{"error":{"code":"queue_full","message":"full"}}')
+    with ScriptedServer(busy, OK) as peer:
+        assert make_client(base_url=peer.url, timeout=None).predict("m", [1.0]) == [1.0]
 
 
 def test_a_streams_repr_says_how_much_came() -> None:

@@ -12,7 +12,7 @@ import trustformers_serve as ts
 from blocking_stream import stream, stream_chat
 from conftest import MakeClient
 from scripted_server import CLOSE, SILENCE, Answer, ScriptedServer, Streamed
-from trustformers_serve._generate import EventReader
+from trustformers_serve._events import EventData
 from trustformers_serve.replies import Choice, Generation, Piece, Token, Usage
 
 USAGE = {
@@ -246,7 +246,7 @@ def test_events_are_found_however_the_bytes_are_cut() -> None:
         'data: {"a": "ü"}\r\n\r\n: a comment\n\ndata: first\ndata: second\n\nevent: x\ndata:bare\n\n'.encode()
     )
     for size in range(1, len(text) + 1):
-        reader = EventReader()
+        reader = EventData()
         chunks = [text[at : at + size] for at in range(0, len(text), size)]
         found = [event for chunk in chunks for event in reader.feed(chunk)]
         assert found == ['{"a": "ü"}', "first\nsecond", "bare"]

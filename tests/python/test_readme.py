@@ -18,6 +18,7 @@ SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), r
 PATIENCE = 120
 CONFIGURED = "import trustformers_serve as ts\n\nconfig"
 WRITTEN = "import trustformers_serve as ts\n\nwith"
+REGISTERED = "from collections.abc import Iterator\n\nimport trustformers_serve"
 BATCHED = "import trustformers_serve as ts\n\n\n@ts.autobatch"
 AWAITED = "import asyncio\n\nimport trustformers_serve"
 APP = "import asyncio\nfrom typing"
@@ -37,13 +38,14 @@ def test_no_snippet_is_untested() -> None:
         CONFIGURED,
         "curl -sN ",
         WRITTEN,
+        REGISTERED,
+        APP,
         BATCHED,
         AWAITED,
-        APP,
         STREAMED,
         "target/release/trustformers-serve simulate ",
     )
-    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 11
+    assert [text.startswith(start) for (_, text), start in zip(SNIPPETS, starts, strict=True)] == [True] * 12
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,10 @@ def test_the_snippet_that_writes_texts_works(tmp_path: Path) -> None:
     assert second.strip()
 
 
+def test_the_snippet_that_serves_functions_works(tmp_path: Path) -> None:
+    assert run_python(snippet(REGISTERED), tmp_path) == "[1, 3, 5]\n0\n1\n2\n"
+
+
 def test_the_snippet_that_batches_a_function_works(tmp_path: Path) -> None:
     assert run_python(snippet(BATCHED), tmp_path) == "42\n"
 
@@ -144,9 +150,11 @@ def test_the_snippet_that_batches_a_coroutine_function_works(tmp_path: Path) -> 
 
 
 def test_the_snippet_with_an_app_works(tmp_path: Path) -> None:
-    five, root = map(float, re.findall(r"\d\.\d+", run_python(snippet(APP), tmp_path)))
+    in_process, served = run_python(snippet(APP), tmp_path).splitlines()
+    five, root = map(float, re.findall(r"\d\.\d+", in_process))
     assert five == 5
     assert round(root, 4) == 1.7321
+    assert float(served) == 10
 
 
 def test_the_snippet_that_batches_records_works(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from typing import Any, cast
 
 import pytest
@@ -143,6 +144,27 @@ def test_retry_after_is_waited_for(status: int) -> None:
     assert 1.0 <= times[1] - times[0] < PATIENCE
 
 
+def test_retry_after_may_be_a_date() -> None:
+    answered: list[float] = []
+
+    def busy(fields: dict[str, Any]) -> Answer:
+        answered.append(time.time())
+        # It has whole seconds, so that it is up to one less.
+        date = formatdate(answered[0] + 2, usegmt=True)
+        return echoed(fields) if len(answered) > 1 else (429, {"retry-after": date}, {})
+
+    with AnsweringServer(busy) as peer, executor(peer.url) as ask:
+        assert ask(["a"]) == ["A"]
+    assert answered[1] >= int(answered[0] + 2)
+
+
+def test_many_prompts_at_once_are_answered_in_one_batch() -> None:
+    with AnsweringServer() as peer, executor(peer.url, max_concurrency=64) as ask:
+        prompts = [f"prompt {index}" for index in range(500)]
+        assert ask(prompts) == [prompt.upper() for prompt in prompts]
+        assert peer.connections <= 64
+
+
 def test_who_waits_for_a_retry_holds_up_nobody() -> None:
     def busy(fields: dict[str, Any]) -> Answer:
         if fields["input"] == "busy" and "b" not in [sent["input"] for sent in peer.requests]:
@@ -272,7 +294,8 @@ def test_a_prompt_that_is_none_fails_alone() -> None:
         assert [results[0], results[3]] == ["A", "B"]
         assert isinstance(results[1], TypeError)
         assert "int" in str(results[1])
-        assert isinstance(results[2], TypeError)
+        assert isinstance(results[2], ts.SerializationError)
+        assert "a value of type set to the server, at input" in str(results[2])
         with pytest.raises(TypeError, match="a prompt must be"):
             batcher.run(cast("Any", b"bytes"), ask)
 

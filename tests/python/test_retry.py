@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from trustformers_serve._calls import Call
 from trustformers_serve._codec import Reply
 from trustformers_serve._retry import RetryPolicy
 
-POLICY = RetryPolicy(max_retries=3, retry_delay=0.1, longest_wait=30.0)
+POLICY = RetryPolicy(max_retries=3, retry_delay=0.1, timeout=30.0)
 POST = _calls.load_model("m", None)
 GET = _calls.models()
 
@@ -86,7 +88,23 @@ def test_not_ready_is_an_answer_to_the_question_whether_it_is_ready() -> None:
 
 def test_retry_after_may_be_a_date() -> None:
     assert _calls.retry_after(reply(429, "Fri, 31 Dec 1999 23:59:59 GMT")) == 0.0
-    assert _calls.retry_after(reply(429, "soon")) is None
+    hence = _calls.retry_after(reply(429, formatdate(time.time() + 3600, usegmt=True)))
+    assert hence is not None
+    assert 3500 < hence <= 3600
+
+
+@pytest.mark.parametrize("value", ["soon", "", "inf", "nan", "1e999", "Fri, 31 Dec 99999 23:59:59 GMT"])
+def test_a_retry_after_that_is_no_time_is_none(value: str) -> None:
+    assert _calls.retry_after(reply(429, value)) is None
+    assert wait(POST, reply(429, value)) == 0.1
+
+
+def test_a_date_is_waited_for_on_the_wire(make_client: MakeClient) -> None:
+    until = int(time.time() + 2)
+    busy = Answer(429, {"retry-after": formatdate(until, usegmt=True)}, BUSY.body)
+    with ScriptedServer(busy, OK) as peer:
+        assert make_client(base_url=peer.url, retry_delay=0.001).predict("m", [1.0]) == [1.0]
+    assert time.time() >= until
 
 
 def test_retry_after_is_waited_for_on_the_wire(make_client: MakeClient) -> None:
@@ -154,6 +172,7 @@ class ListenAtRetry:
     """A policy that opens the refused port before the retry, so that no timing is involved."""
 
     listener: socket.socket
+    timeout: float
     waits: list[float | None] = field(default_factory=list[float | None])
 
     def wait_seconds(self, *args: Any) -> float | None:
@@ -166,7 +185,7 @@ def test_a_refused_connection_is_tried_again(make_client: MakeClient) -> None:
     with socket.socket() as refusing:
         refusing.bind(("127.0.0.1", 0))
         client: Any = make_client(base_url=f"http://127.0.0.1:{refusing.getsockname()[1]}", timeout=1)
-        policy = ListenAtRetry(refusing)
+        policy = ListenAtRetry(refusing, timeout=1)
         inner = client.inner if isinstance(client, Blocking) else client
         setattr(inner, "_policy", policy)  # noqa: B010
         # The port accepts after the first refusal but never answers.

@@ -5,16 +5,16 @@ Nothing here does I/O, so `Client` and `AsyncClient` share all of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from time import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from trustformers_serve import _codec
-from trustformers_serve._codec import JSON, MSGPACK, Reply
+from trustformers_serve._codec import EVENTS, JSON, MSGPACK, Reply
 from trustformers_serve.errors import ERROR_BY_CODE, ERROR_BY_OPENAI_CODE, ApiError, UnexpectedReplyError
 from trustformers_serve.replies import BreakerReset, Health, ModelInfo, Priority, Readiness, Stats
 
@@ -63,6 +63,17 @@ def predict(model: str, data: Any, options: Options) -> Call[Any]:
     return _predict_call(model, options, content, lambda reply: convert(member(checked(reply), "data")))
 
 
+def predict_stream(model: str, data: Any, options: Options) -> tuple[Call[Any], Callable[[Any], Any]]:
+    """One item of a generator; and what becomes of each of its results."""
+    body = {"model": model, "data": data, **options.fields()}
+    if options.version is not None:
+        body["version"] = _version(options.version)
+    content, found_numpy = _codec.to_json(body)
+    # The server reads only JSON here.
+    call = Call("POST", "/v1/inference/stream", checked, content, {"content-type": JSON, "accept": EVENTS})
+    return call, _converter(options, found_numpy)
+
+
 def predict_batch(
     model: str, instances: Iterable[Any], options: Options, raise_on_error: bool
 ) -> Call[list[Any]]:
@@ -101,13 +112,8 @@ def embed(texts: str | Sequence[str], model: str | None) -> Call[npt.NDArray[np.
         ordered = sorted(rows, key=lambda row: member(row, "index"))
         return _codec.embeddings([member(row, "embedding") for row in ordered])
 
-    return Call(
-        "POST",
-        "/v1/embeddings",
-        read,
-        json.dumps(body).encode(),
-        {"content-type": JSON, "accept": JSON},
-    )
+    content, _ = _codec.to_json(body)
+    return Call("POST", "/v1/embeddings", read, content, {"content-type": JSON, "accept": JSON})
 
 
 def models() -> Call[list[ModelInfo]]:
@@ -178,7 +184,14 @@ def _segment(name: str) -> str:
 
 
 def _query(version: str | None) -> str:
-    return "" if version is None else "?" + urlencode({"version": version})
+    return "" if version is None else "?" + urlencode({"version": _version(version)})
+
+
+def _version(version: Any) -> str:
+    if not isinstance(version, str):
+        # 1.10 is another version than 1.1, but not another number.
+        raise TypeError(f'version must be a text, as "1" is, not {version!r}')
+    return version
 
 
 def _converter(options: Options, found_numpy: bool) -> Callable[[Any], Any]:
@@ -230,10 +243,10 @@ def retry_after(reply: Reply) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(0.0, seconds) if isfinite(seconds) else None

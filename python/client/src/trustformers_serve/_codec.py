@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import base64
 import json
+import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 
-from trustformers_serve.errors import UnexpectedReplyError
+from trustformers_serve.errors import SerializationError, UnexpectedReplyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
+EVENTS = "text/event-stream"
 
 # msgpack comes without types.
 _packb = cast("Callable[..., bytes]", msgpack.packb)  # pyright: ignore[reportUnknownMemberType]
-_unpackb = cast("Callable[[bytes], Any]", msgpack.unpackb)  # pyright: ignore[reportUnknownMemberType]
+# A function may answer a dict whose keys are numbers.
+_unpackb = cast("Callable[[bytes], Any]", partial(msgpack.unpackb, strict_map_key=False))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,96 @@ def pack(body: Mapping[str, Any]) -> tuple[bytes, bool]:
     lists, and so is what has no dimension, or a type that the server does not know.
 
     Raises:
-        TypeError: A value has no MessagePack form.
+        SerializationError: A value has no MessagePack form.
     """
-    found_numpy = False
+    plain = _Plain(binary=True)
+    return _encoded(body, partial(_packb, default=plain)), plain.found_numpy
 
-    def plain(value: Any) -> Any:
-        nonlocal found_numpy
+
+def to_json(body: Mapping[str, Any]) -> tuple[bytes, bool]:
+    """The JSON form of a body, with lists in the place of arrays, and whether a numpy array was in it.
+
+    Raises:
+        SerializationError: A value has no JSON form.
+    """
+    plain = _Plain(binary=False)
+    encoder = json.JSONEncoder(default=plain, allow_nan=False)
+    return _encoded(body, lambda value: encoder.encode(value).encode()), plain.found_numpy
+
+
+class _Plain:
+    """Makes what an encoder knows of what it does not know, and notes whether that was numpy's."""
+
+    def __init__(self, *, binary: bool) -> None:
+        self._binary = binary
+        self.found_numpy = False
+
+    def __call__(self, value: Any) -> Any:
         if not hasattr(value, "tolist"):
-            raise TypeError(f"cannot send a {type(value).__name__} to the server: {value!r}")
+            raise TypeError(f"{type(value).__name__} has no form on the wire")
         library = type(value).__module__.partition(".")[0]
-        found_numpy |= library == "numpy"
-        packed = _tensor(value, library) if library in {"numpy", "torch"} and value.ndim > 0 else None
+        self.found_numpy |= library == "numpy"
+        known = self._binary and library in {"numpy", "torch"} and value.ndim > 0
+        packed = _tensor(value, library) if known else None
         return value.tolist() if packed is None else packed
 
-    return _packb(body, default=plain), found_numpy
+
+# What encoders, and arrays on their way to lists, raise.
+_UNSENDABLE = (TypeError, ValueError, OverflowError, RuntimeError)
+_DEEPEST = 512
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 100
+
+
+def _encoded(body: Mapping[str, Any], encode: Callable[[Any], bytes]) -> bytes:
+    try:
+        return encode(body)
+    except _UNSENDABLE as error:
+        raise SerializationError(_reason(body, encode)) from error
+
+
+def _reason(body: Mapping[str, Any], encode: Callable[[Any], bytes]) -> str:
+    """What in a body cannot be sent, and where it is: the innermost value that `encode` refuses."""
+    place, value = "", cast("Any", body)
+    for _ in range(_DEEPEST):
+        refused = next((part for part in _parts(value) if not _is_sendable(part[1], encode)), None)
+        if refused is None:
+            break
+        name, value = refused
+        place += f"[{name!r}]" if place else str(name)
+    else:
+        return "cannot send what contains itself, or is nested too deeply"
+    shown = _short.repr(value)
+    if isinstance(value, int):
+        what = "an integer of more than 64 bits"
+    elif isinstance(value, float):
+        what = "what JSON has no number for"
+    elif isinstance(value, str):
+        what = "a text with half a character"
+    else:
+        what = f"a value of type {type(value).__name__}"
+    return f"cannot send {what} to the server, at {place}: {shown}"
+
+
+def _is_sendable(value: Any, encode: Callable[[Any], bytes]) -> bool:
+    try:
+        encode(value)
+    except _UNSENDABLE:
+        return False
+    return True
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What a value is made of, each with its key or place; a key is a part at itself."""
+    if isinstance(value, Mapping):
+        for key, inner in cast("Mapping[Any, Any]", value).items():
+            yield key, key
+            yield key, inner
+        return
+    if type(value).__module__.partition(".")[0] == "numpy" and value.ndim > 0:
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        yield from enumerate(cast("list[Any]", value))
 
 
 def _tensor(value: Any, library: str) -> dict[str, Any] | None:
@@ -137,7 +217,8 @@ def unpack(reply: Reply) -> Any:
             return _unpackb(reply.body)
         if media_type == JSON:
             return json.loads(reply.body)
-    except ValueError as error:
+    # A key that cannot be a dict's, and nesting without end, are broken as well.
+    except (ValueError, TypeError, RecursionError) as error:
         raise UnexpectedReplyError(
             f"HTTP {reply.status} with a broken {media_type} body: {error}", status=reply.status
         ) from error
@@ -148,16 +229,22 @@ def unpack(reply: Reply) -> Any:
 
 
 def to_numpy(value: Any) -> Any:
-    """Nested lists as an array, several named outputs as a dict of arrays.
+    """Nested lists of numbers as an array, several named outputs as a dict of arrays.
 
-    Numbers keep their value whatever the model's dtype: floating point comes as float64.
+    Numbers keep their value whatever the model's dtype: floating point comes as float64. What a function
+    answers need not be numbers, nor of one length at each depth; that stays as it is.
     """
     import numpy as np
 
     if isinstance(value, dict):
-        return {name: to_numpy(inner) for name, inner in cast("dict[str, Any]", value).items()}
-    # What a function answers need not be numbers.
-    return value if value is None or isinstance(value, (str, bytes)) else np.asarray(value)
+        return {name: to_numpy(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+    if not isinstance(value, (list, int, float)):
+        return value
+    try:
+        array: Any = np.asarray(cast("Any", value))
+    except ValueError:
+        return cast("Any", value)
+    return cast("Any", array if array.dtype.kind in "biuf" else value)
 
 
 def embeddings(encoded: list[str]) -> npt.NDArray[np.float32]:

@@ -5,18 +5,16 @@ Nothing here does I/O, so `Client` and `AsyncClient` share all of it. `_calls` h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from trustformers_serve import _calls
+from trustformers_serve import _calls, _codec
 from trustformers_serve._calls import Call
-from trustformers_serve._codec import JSON, Reply
-from trustformers_serve.errors import ConnectionBrokenError, TrustformersError, UnexpectedReplyError
+from trustformers_serve._codec import EVENTS, JSON, Reply
+from trustformers_serve._events import EventReader
+from trustformers_serve.errors import UnexpectedReplyError
 from trustformers_serve.replies import Choice, Generation, Piece, Token, Usage
 
-EVENTS = "text/event-stream"
-_DONE = "[DONE]"
 _HEADERS = {"priority": "x-priority", "timeout_ms": "x-timeout-ms"}
 
 
@@ -53,16 +51,8 @@ def _call(
             body[name] = value
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return Call("POST", target, _generation, json.dumps(body).encode(), headers)
-
-
-def refusal(call: Call[Any], reply: Reply) -> TrustformersError:
-    """The exception of a reply that should have been a stream."""
-    try:
-        call.read(reply)
-    except TrustformersError as error:
-        return error
-    return UnexpectedReplyError(f"HTTP {reply.status} instead of a stream", status=reply.status)
+    content, _ = _codec.to_json(body)
+    return Call("POST", target, _generation, content, headers)
 
 
 def _generation(reply: Reply) -> Generation:
@@ -118,72 +108,15 @@ def _usage(value: Any) -> Usage:
     )
 
 
-class EventReader:
-    """The data of server-sent events, out of bytes that come in any portions (WHATWG HTML, 9.2)."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-
-    def feed(self, chunk: bytes) -> list[str]:
-        """The data of each event that has ended with `chunk`."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        events: list[str] = []
-        for ended in lines:
-            line = ended.removesuffix(b"\r")
-            if not line:
-                if self._data:
-                    events.append(b"\n".join(self._data).decode())
-                self._data = []
-            elif line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-        return events
-
-
-class StreamReader:
-    """A streamed reply: bytes to pieces, and in the end all of them together."""
+class TextReader(EventReader[Piece]):
+    """A text that comes piece by piece, and in the end all of it."""
 
     def __init__(self, reply: Reply) -> None:
         """Of a reply whose body is yet to come."""
-        media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != EVENTS:
-            raise UnexpectedReplyError(
-                f"HTTP {reply.status} with a body of type {media_type or 'unknown'} instead of {EVENTS}",
-                status=reply.status,
-            )
-        self._reply = reply
-        self._events = EventReader()
+        super().__init__(reply)
         self._pieces: list[Piece] = []
         self._usage: Usage | None = None
         self._model = self._id = ""
-        self.done = False
-        """Whether the reply has ended as it should; what comes after that means nothing."""
-        self._failure: TrustformersError | None = None
-
-    def feed(self, chunk: bytes | None) -> list[Piece]:
-        """The pieces that come with `chunk`; None is the end of the body. What follows them is in `check`."""
-        pieces: list[Piece] = []
-        if chunk is None and not self.done:
-            self._failure = ConnectionBrokenError("the stream ended before the text did")
-        for data in self._events.feed(chunk or b""):
-            if self.done or self._failure:
-                break
-            if data == _DONE:
-                self.done = True
-            else:
-                try:
-                    pieces += self._read(json.loads(data))
-                except TrustformersError as error:
-                    self._failure = error
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    self._failure = UnexpectedReplyError(f"an event that is none ({error!r}): {data[:200]}")
-        self._pieces += pieces
-        return pieces
-
-    def check(self) -> None:
-        """Raises what ended the stream before its time, once the pieces before that were had."""
-        if self._failure is not None:
-            raise self._failure
 
     def generation(self) -> Generation:
         """All that came; the usage is 0 where the stream was left before it."""
@@ -202,8 +135,6 @@ class StreamReader:
         return Generation(choices or [Choice("", None)], usage, self._model, self._id)
 
     def _read(self, event: dict[str, Any]) -> list[Piece]:
-        if "error" in event:
-            raise _calls.api_error(self._reply, event["error"])
         self._model = event.get("model") or self._model
         self._id = event.get("id") or self._id
         if event.get("usage") is not None:
@@ -213,4 +144,6 @@ class StreamReader:
             for choice in event.get("choices") or ()
         ]
         # A chat's first event names the role and says nothing.
-        return [piece for piece in made if piece.text or piece.finish_reason or piece.tokens]
+        pieces = [piece for piece in made if piece.text or piece.finish_reason or piece.tokens]
+        self._pieces += pieces
+        return pieces

@@ -5,9 +5,9 @@ Nothing here waits or reads a clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from trustformers_serve._calls import Call, retry_after
 from trustformers_serve._codec import Reply
@@ -20,27 +20,35 @@ _REFUSED = frozenset({429, 503})
 _LONGEST_BACKOFF_SECONDS = 10.0
 
 
-def shown(url: str) -> str:
-    """A URL as a repr shows it: without a name and a password that stand in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 @dataclass(frozen=True)
 class RetryPolicy:
     """How often and how patiently; see `Client`."""
 
     max_retries: int
     retry_delay: float
-    longest_wait: float
+    timeout: float | None
     """A server that asks for a longer wait than this is not waited for: its error is raised at once."""
     repeat_unsafe: bool = False
     """Whether what may have run is repeated too: after any status from 500 on, and a broken connection."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: One is out of range; the message names it.
+        """
+        if self.timeout is not None and not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise ValueError(f"timeout must be finite and above 0, or None, not {self.timeout}")
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries must not be negative, not {self.max_retries}")
+        if not (math.isfinite(self.retry_delay) and self.retry_delay >= 0):
+            raise ValueError(f"retry_delay must be finite and not negative, not {self.retry_delay}")
+
     def __str__(self) -> str:
         """What a client's repr says of it."""
         unsafe = " repeat_unsafe=True" if self.repeat_unsafe else ""
-        return f"timeout={self.longest_wait:g} max_retries={self.max_retries}{unsafe}"
+        timeout = "None" if self.timeout is None else f"{self.timeout:g}"
+        return f"timeout={timeout} max_retries={self.max_retries}{unsafe}"
 
     def wait_seconds(
         self, call: Call[Any], outcome: Reply | TransportError, retries: int, jitter: float
@@ -68,7 +76,7 @@ class RetryPolicy:
             (call.method == "GET" or self.repeat_unsafe) and isinstance(outcome, ConnectionBrokenError)
         ):
             return None
-        if asked > self.longest_wait:
+        if self.timeout is not None and asked > self.timeout:
             return None
         backoff = min(self.retry_delay * 2.0**retries, _LONGEST_BACKOFF_SECONDS)
         return max(asked, backoff) * (1.0 + 0.25 * jitter)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-import httpx
-
 from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
-from trustformers_serve._generate import StreamReader
-from trustformers_serve._retry import RetryPolicy, shown
-from trustformers_serve.errors import (
-    ConnectionBrokenError,
-    ConnectionFailedError,
-    ReplyTimeoutError,
-    TransportError,
-    UnexpectedReplyError,
-)
+from trustformers_serve._connections import Begun, Connections
+from trustformers_serve._endpoint import checked_connections, checked_headers, checked_url, shown
+from trustformers_serve._events import EventReader, ResultReader, refusal
+from trustformers_serve._generate import TextReader
+from trustformers_serve._retry import RetryPolicy
+from trustformers_serve.errors import TransportError, UnexpectedReplyError
 from trustformers_serve.replies import (
     BreakerReset,
     Generation,
@@ -33,11 +27,9 @@ from trustformers_serve.replies import (
     Readiness,
     Stats,
 )
-from trustformers_serve.streams import AsyncTextStream, Begun
+from trustformers_serve.streams import AsyncResultStream, AsyncTextStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Unpack
@@ -45,9 +37,7 @@ if TYPE_CHECKING:
     from trustformers_serve.generation import ChatOptions, GenerateOptions, StreamOptions
 
 T = TypeVar("T")
-
-# More tasks than this wait for one another's connections.
-_MAX_CONNECTIONS = 256
+R = TypeVar("R", bound=EventReader[Any])
 
 
 class AsyncClient:
@@ -60,26 +50,23 @@ class AsyncClient:
         self,
         base_url: str = "http://127.0.0.1:8000",
         api_key: str | None = None,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         max_retries: int = 3,
         retry_delay: float = 0.1,
         verify_ssl: bool = True,
         headers: Mapping[str, str] | None = None,
         *,
         repeat_unsafe: bool = False,
+        max_connections: int = 256,
     ) -> None:
         """Opens no connection yet; the arguments are those of `Client`."""
-        self.base_url = base_url.rstrip("/")
+        self.base_url = checked_url(base_url)
         self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
-        all_headers = dict(headers or {})
+        all_headers = checked_headers(headers, api_key)
         if api_key is not None:
             all_headers["Authorization"] = f"Bearer {api_key}"
-        self._http = httpx.AsyncClient(
-            headers=all_headers,
-            verify=verify_ssl,
-            # Waiting for a free connection is the caller's own queue, which has no limit of time.
-            timeout=httpx.Timeout(timeout, pool=None),
-            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
+        self._connections = Connections(
+            checked_connections(max_connections), timeout, verify=verify_ssl, headers=all_headers
         )
 
     async def predict(
@@ -97,6 +84,22 @@ class AsyncClient:
         return await self._send(
             _calls.predict(model, data, Options(version, priority, timeout_ms, parameters, as_numpy))
         )
+
+    def predict_stream(
+        self,
+        model: str,
+        data: Any,
+        *,
+        version: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        as_numpy: bool | None = None,
+    ) -> AsyncResultStream:
+        """Runs a model that is a generator: `async for` over what it yields; see `Client.predict_stream`."""
+        call, convert = _calls.predict_stream(
+            model, data, Options(version, priority, timeout_ms, None, as_numpy)
+        )
+        return AsyncResultStream(self._begin(call, lambda reply: ResultReader(reply, convert)))
 
     async def predict_batch(
         self,
@@ -128,7 +131,8 @@ class AsyncClient:
         self, prompt: str | Sequence[int], *, model: str | None = None, **options: Unpack[StreamOptions]
     ) -> AsyncTextStream:
         """Goes on from a prompt, piece by piece: `async for` over it; see `Client.stream`."""
-        return self._open(_generate.completion(prompt, model, options, stream=True))
+        call = _generate.completion(prompt, model, options, stream=True)
+        return AsyncTextStream(self._begin(call, TextReader))
 
     @overload
     def chat(
@@ -160,7 +164,7 @@ class AsyncClient:
     ) -> Awaitable[Generation] | AsyncTextStream:
         """Answers messages: to be awaited, or with `stream` to be iterated over; see `Client.chat`."""
         call = _generate.chat(messages, model, options, stream=stream)
-        return self._open(call) if stream else self._send(call)
+        return AsyncTextStream(self._begin(call, TextReader)) if stream else self._send(call)
 
     async def models(self) -> list[ModelInfo]:
         """Every model of the server."""
@@ -204,7 +208,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._http.aclose()
+        await self._connections.close()
 
     def __repr__(self) -> str:
         """Where it calls, and how patiently; never its key."""
@@ -223,23 +227,26 @@ class AsyncClient:
     async def _send(self, call: Call[T]) -> T:
         return call.read(await self._settled(call))
 
-    def _open(self, call: Call[Any]) -> AsyncTextStream:
-        async def begin() -> Begun:
+    def _begin(
+        self, call: Call[Any], reader: Callable[[Reply], R]
+    ) -> Callable[[], Awaitable[tuple[R, Begun]]]:
+        async def begin() -> tuple[R, Begun]:
             reply = await self._settled(call, stream=True)
-            if not isinstance(reply, _Begun):
-                raise _generate.refusal(call, reply)
+            if not isinstance(reply, Begun):
+                raise refusal(call, reply)
             try:
-                return Begun(StreamReader(reply), _chunks(reply.response), reply.response.aclose)
+                return reader(reply), reply
             except UnexpectedReplyError:
-                await reply.response.aclose()
+                await reply.close()
                 raise
 
-        return AsyncTextStream(begin)
+        return begin
 
     async def _settled(self, call: Call[Any], *, stream: bool = False) -> Reply:
         """The reply that stands after as many retries as the policy allows, or raises."""
         for retries in count():
-            outcome = await self._exchange(call, stream)
+            send = self._connections.begin if stream else self._connections.exchange
+            outcome = await send(call, self.base_url)
             wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
             if wait is None:
                 if isinstance(outcome, TransportError):
@@ -247,45 +254,3 @@ class AsyncClient:
                 return outcome
             await asyncio.sleep(wait)
         raise AssertionError("count() does not end")
-
-    async def _exchange(self, call: Call[Any], stream: bool) -> Reply | TransportError:
-        """Where `stream` is set, a reply that is no error is left open."""
-        request = self._http.build_request(
-            call.method, self.base_url + call.target, content=call.content, headers=dict(call.headers)
-        )
-        try:
-            response = await self._http.send(request, stream=stream, follow_redirects=False)
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            if stream and response.status_code == 200:
-                return _Begun(response.status_code, headers, b"", response)
-            return Reply(response.status_code, headers, await response.aread())
-        except httpx.RequestError as error:
-            return failure_of(error)
-
-
-@dataclass(frozen=True)
-class _Begun(Reply):
-    """A reply whose body is yet to come."""
-
-    response: httpx.Response
-
-
-async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.aiter_bytes():
-            yield chunk
-    except httpx.RequestError as error:
-        raise failure_of(error) from error
-
-
-def failure_of(error: httpx.RequestError) -> TransportError:
-    """The exception of this package that httpx's own is the cause of."""
-    detail = str(error) or type(error).__name__
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        failure = ConnectionFailedError(f"cannot connect: {detail}")
-    elif isinstance(error, httpx.TimeoutException):
-        failure = ReplyTimeoutError(f"no reply in time: {detail}")
-    else:
-        failure = ConnectionBrokenError(f"no reply: {detail}")
-    failure.__cause__ = error
-    return failure

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
@@ -18,8 +20,10 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutErr
 from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
-from trustformers_serve._generate import StreamReader
-from trustformers_serve._retry import RetryPolicy, shown
+from trustformers_serve._endpoint import checked_connections, checked_headers, checked_url, shown
+from trustformers_serve._events import EventReader, ResultReader, refusal
+from trustformers_serve._generate import TextReader
+from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ConnectionBrokenError,
     ConnectionFailedError,
@@ -36,7 +40,7 @@ from trustformers_serve.replies import (
     Readiness,
     Stats,
 )
-from trustformers_serve.streams import TextStream
+from trustformers_serve.streams import ResultStream, TextStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +50,7 @@ if TYPE_CHECKING:
     from trustformers_serve.generation import ChatOptions, GenerateOptions, StreamOptions
 
 T = TypeVar("T")
-
-# Idle connections kept; more threads than this each still get one, which is then closed.
-_POOL_SIZE = 64
+R = TypeVar("R", bound=EventReader[Any])
 
 
 class Client:
@@ -70,38 +72,45 @@ class Client:
         self,
         base_url: str = "http://127.0.0.1:8000",
         api_key: str | None = None,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         max_retries: int = 3,
         retry_delay: float = 0.1,
         verify_ssl: bool = True,
         headers: Mapping[str, str] | None = None,
         *,
         repeat_unsafe: bool = False,
+        max_connections: int = 256,
     ) -> None:
         """Opens no connection yet.
 
         Args:
-            base_url: Where the server is, with its path prefix if a proxy has one.
+            base_url: Where the server is, `http://` or `https://`, with its path prefix if a proxy has one.
             api_key: Sent as `Authorization: Bearer`.
-            timeout: Seconds for a connection, and for each silence while waiting for a reply. A server
-                that asks for a longer wait before a retry is not waited for.
+            timeout: Seconds for a connection, and for each silence while waiting for a reply; None for any
+                time. A server that asks for a longer wait before a retry is not waited for.
             max_retries: How often a request is repeated; 0 never.
             retry_delay: Seconds before the first retry, doubled for each further one.
             verify_ssl: Whether a certificate must be valid.
             headers: Sent with every request.
             repeat_unsafe: Repeat also what may have run, and so may run twice: after a broken connection and
                 every status from 500 on. Silence until the timeout is never repeated.
+            max_connections: Most calls under way at once, each on a connection of its own. More wait for
+                their turn, without a limit of time. Streams are not counted.
+
+        Raises:
+            ValueError: A number is out of range, or the URL, the key or a header cannot be sent.
         """
-        self.base_url = base_url.rstrip("/")
-        self._timeout = timeout
+        self.base_url = checked_url(base_url)
         self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
+        self._max_connections = checked_connections(max_connections)
+        self._places = threading.BoundedSemaphore(max_connections)
         self._session = requests.Session()
         self._session.verify = verify_ssl
-        self._session.headers.update(headers or {})
+        self._session.headers.update(checked_headers(headers, api_key))
         if api_key is not None:
             self._session.auth = _BearerAuth(api_key)
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=_POOL_SIZE, max_retries=0))
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=max_connections, max_retries=0))
 
     def predict(
         self,
@@ -132,9 +141,11 @@ class Client:
 
         Returns:
             The output: nested lists or an array, or a dict of them by name where there are several.
-            An array of floating point has float64, which holds what any model computes.
+            An array of floating point has float64, which holds what any model computes. What a Python
+            function answers is an array only where it is numbers.
 
         Raises:
+            SerializationError: The data cannot be sent; the message says what of it, and where that is.
             InvalidInputError: The data does not fit; the message names input, expected and got.
             ModelNotFoundError: There is no such model.
             QueueFullError: The server is overloaded, and still was after the retries.
@@ -143,6 +154,42 @@ class Client:
         return self._send(
             _calls.predict(model, data, Options(version, priority, timeout_ms, parameters, as_numpy))
         )
+
+    def predict_stream(
+        self,
+        model: str,
+        data: Any,
+        *,
+        version: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        as_numpy: bool | None = None,
+    ) -> ResultStream:
+        """Runs a model that is a generator, and gives what it yields as it comes.
+
+            with client.predict_stream("count", 3) as results:
+                for result in results: ...
+
+        The model is a Python function that is served with `register`, or with an `App`. Data and results are
+        sent as JSON, arrays as lists. Leaving the block, or `close`, ends the generator early. Only what was
+        refused before it began is tried again.
+
+        Args:
+            model: Its name.
+            data: As for `predict`, like the other options.
+            version: One version instead of the default one.
+            priority: How urgent it is.
+            timeout_ms: Milliseconds in which its last result must have come.
+            as_numpy: Whether results are arrays; by default they are when `data` has any.
+
+        Raises:
+            InvalidInputError: The data does not fit, or the model answers all at once.
+            ModelFailedError: It raised; before its first result here, later in the iteration.
+        """
+        call, convert = _calls.predict_stream(
+            model, data, Options(version, priority, timeout_ms, None, as_numpy)
+        )
+        return ResultStream(*self._begin(call, lambda reply: ResultReader(reply, convert)))
 
     def predict_batch(
         self,
@@ -206,7 +253,8 @@ class Client:
 
         Only what was refused before it began is tried again.
         """
-        return self._open(_generate.completion(prompt, model, options, stream=True))
+        call = _generate.completion(prompt, model, options, stream=True)
+        return TextStream(*self._begin(call, TextReader))
 
     @overload
     def chat(
@@ -245,7 +293,7 @@ class Client:
             options: See `ChatOptions`.
         """
         call = _generate.chat(messages, model, options, stream=stream)
-        return self._open(call) if stream else self._send(call)
+        return TextStream(*self._begin(call, TextReader)) if stream else self._send(call)
 
     def models(self) -> list[ModelInfo]:
         """Every model of the server."""
@@ -295,6 +343,15 @@ class Client:
         """Where it calls, and how patiently; never its key."""
         return f"<Client {shown(self.base_url)} {self._policy}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what waits here for its turn, so that a client can go to another process."""
+        return {name: value for name, value in vars(self).items() if name != "_places"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The client of that state."""
+        vars(self).update(state)
+        self._places = threading.BoundedSemaphore(self._max_connections)
+
     def __enter__(self) -> Client:
         """The client itself."""
         return self
@@ -308,12 +365,14 @@ class Client:
     def _send(self, call: Call[T]) -> T:
         return call.read(self._settled(call))
 
-    def _open(self, call: Call[Any]) -> TextStream:
+    def _begin(
+        self, call: Call[Any], reader: Callable[[Reply], R]
+    ) -> tuple[R, Iterator[bytes], Callable[[], None]]:
         reply = self._settled(call, stream=True)
         if not isinstance(reply, _Begun):
-            raise _generate.refusal(call, reply)
+            raise refusal(call, reply)
         try:
-            return TextStream(StreamReader(reply), _chunks(reply.response), reply.response.close)
+            return reader(reply), _chunks(reply.response), reply.response.close
         except UnexpectedReplyError:
             reply.response.close()
             raise
@@ -321,7 +380,9 @@ class Client:
     def _settled(self, call: Call[Any], *, stream: bool = False) -> Reply:
         """The reply that stands after as many retries as the policy allows, or raises."""
         for retries in count():
-            outcome = self._exchange(call, stream)
+            # Those who hold streams keep nobody waiting.
+            with nullcontext() if stream else self._places:
+                outcome = self._exchange(call, stream)
             wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
             if wait is None:
                 if isinstance(outcome, TransportError):
@@ -339,7 +400,7 @@ class Client:
                 url,
                 data=call.content,
                 headers=dict(call.headers),
-                timeout=self._timeout,
+                timeout=self._policy.timeout,
                 allow_redirects=False,
                 stream=stream,
             )

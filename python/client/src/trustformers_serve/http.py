@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
-import math
 import os
 import random
 import threading
@@ -20,24 +18,23 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
-from trustformers_serve import _calls
+from trustformers_serve import _calls, _codec
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import JSON, Reply
-from trustformers_serve._retry import RetryPolicy, shown
+from trustformers_serve._endpoint import checked_headers, checked_url, shown
+from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ExecutorError,
     MissingExtraError,
-    TransportError,
+    SerializationError,
     TrustformersError,
     UnexpectedReplyError,
 )
 
 try:
-    import httpx
+    from trustformers_serve._connections import Connections
 except ModuleNotFoundError as error:
     raise MissingExtraError("trustformers_serve.http", "http", error.name) from error
-
-from trustformers_serve.async_client import failure_of
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -82,7 +79,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         model: str,
         base_url: str = ...,
         max_concurrency: int = ...,
-        timeout: float = ...,
+        timeout: float | None = ...,
         max_retries: int = ...,
         *,
         retry_delay: float = ...,
@@ -95,7 +92,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         model: str,
         base_url: str = ...,
         max_concurrency: int = ...,
-        timeout: float = ...,
+        timeout: float | None = ...,
         max_retries: int = ...,
         *,
         retry_delay: float = ...,
@@ -108,7 +105,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         model: str,
         base_url: str = "https://api.openai.com/v1",
         max_concurrency: int = 16,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
         max_retries: int = 3,
         *,
         retry_delay: float = 0.5,
@@ -122,8 +119,8 @@ class OpenAIResponsesExecutor(Generic[R]):
             model: Which model is asked.
             base_url: Where the service is; `/responses` is appended.
             max_concurrency: Most requests under way at once, over all batches.
-            timeout: Seconds for a connection, and for each silence while waiting for a reply. A service that
-                asks for a longer wait before a retry is not waited for.
+            timeout: Seconds for a connection, and for each silence while waiting for a reply; None for any
+                time. A service that asks for a longer wait before a retry is not waited for.
             max_retries: How often a request is repeated; 0 never.
             retry_delay: Seconds before the first retry, doubled for each further one and lengthened by up to
                 a quarter at random.
@@ -135,28 +132,17 @@ class OpenAIResponsesExecutor(Generic[R]):
         """
         if not model:
             raise ValueError("model must not be empty")
-        if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
-            # The key itself stays out of every message.
-            raise ValueError("api_key must be printable ASCII characters, at least one")
         if not 1 <= max_concurrency <= _MOST:
             raise ValueError(f"max_concurrency must be from 1 to {_MOST}, not {max_concurrency}")
-        if not (math.isfinite(timeout) and timeout > 0):
-            raise ValueError(f"timeout must be finite and above 0, not {timeout}")
-        if max_retries < 0:
-            raise ValueError(f"max_retries must not be negative, not {max_retries}")
-        if not (math.isfinite(retry_delay) and retry_delay >= 0):
-            raise ValueError(f"retry_delay must be finite and not negative, not {retry_delay}")
-        if not _is_http(base_url):
-            raise ValueError(f"base_url must be an http:// or https:// URL, not {shown(base_url)!r}")
         self.model = model
-        self._base_url = base_url.rstrip("/")
-        self._limits = (max_concurrency, timeout, max_retries)
+        self._base_url = checked_url(base_url)
+        self._max_concurrency = max_concurrency
         self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe=True)
         self._read = read
         self._options = {"model": model, **options}
-        self._begin = _Connections.factory(api_key, max_concurrency, timeout)
+        self._begin = _factory(api_key, max_concurrency, timeout)
         self._lock = threading.Lock()
-        self._connections: _Connections | None = None
+        self._connections: _OwnLoop | None = None
         self._closed = False
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[R | Exception]:
@@ -205,13 +191,12 @@ class OpenAIResponsesExecutor(Generic[R]):
 
     def __repr__(self) -> str:
         """Its service and limits; never its key."""
-        concurrency, timeout, retries = self._limits
         return (
             f"<OpenAIResponsesExecutor {shown(self._base_url)} model={self.model!r} "
-            f"max_concurrency={concurrency} timeout={timeout:g} max_retries={retries}>"
+            f"max_concurrency={self._max_concurrency} {self._policy}>"
         )
 
-    def _connected(self) -> _Connections:
+    def _connected(self) -> _OwnLoop:
         # After a fork the thread stayed in the parent.
         if self._connections is None or self._connections.process != os.getpid():
             self._connections = self._begin()
@@ -227,11 +212,11 @@ class OpenAIResponsesExecutor(Generic[R]):
         else:
             return TypeError(f"a prompt must be a text, messages or fields, not {type(prompt).__qualname__}")
         try:
-            content = json.dumps(fields).encode()
-        except (TypeError, ValueError) as error:
-            return TypeError(f"a prompt cannot be sent as JSON: {error}")
+            content, _ = _codec.to_json(fields)
+        except SerializationError as error:
+            return error
         headers = {"content-type": JSON, "accept": JSON}
-        return Call("POST", f"{self._base_url}/responses", _calls.checked, content, headers)
+        return Call("POST", "/responses", _calls.checked, content, headers)
 
     def _result(self, outcome: Reply | Exception) -> R | Exception:
         if isinstance(outcome, Exception):
@@ -245,7 +230,7 @@ class OpenAIResponsesExecutor(Generic[R]):
             return error
 
     async def _all(
-        self, connections: _Connections, calls: Sequence[Call[Any] | Exception]
+        self, connections: _OwnLoop, calls: Sequence[Call[Any] | Exception]
     ) -> list[Reply | Exception]:
         async def one(call: Call[Any] | Exception) -> Reply | Exception:
             if isinstance(call, Exception):
@@ -254,11 +239,10 @@ class OpenAIResponsesExecutor(Generic[R]):
 
         return await asyncio.gather(*map(one, calls))
 
-    async def _settled(self, connections: _Connections, call: Call[Any]) -> Reply | TrustformersError:
+    async def _settled(self, connections: _OwnLoop, call: Call[Any]) -> Reply | TrustformersError:
         """What stands after as many retries as the policy allows."""
         for retries in count():
-            async with connections.places:
-                outcome = await connections.exchange(call)
+            outcome = await connections.http.exchange(call, self._base_url)
             wait = self._policy.wait_seconds(call, outcome, retries, random.random())  # noqa: S311
             if wait is None:
                 return outcome
@@ -267,13 +251,12 @@ class OpenAIResponsesExecutor(Generic[R]):
         raise AssertionError("count() does not end")
 
 
-class _Connections:
-    """Connections, and the event loop that uses them on a thread of its own."""
+class _OwnLoop:
+    """An event loop on a thread of its own, and the connections that it uses."""
 
-    def __init__(self, client: httpx.AsyncClient, max_concurrency: int) -> None:
+    def __init__(self, http: Connections) -> None:
         self.process = os.getpid()
-        self.places = asyncio.Semaphore(max_concurrency)
-        self._client = client
+        self.http = http
         self._loop = asyncio.new_event_loop()
         # A daemon, because a service that is silent must not keep the interpreter from its exit.
         self._thread = threading.Thread(target=self._serve, name="trustformers-responses", daemon=True)
@@ -285,34 +268,9 @@ class _Connections:
         finally:
             self._loop.close()
 
-    @staticmethod
-    def factory(api_key: str | None, max_concurrency: int, timeout: float) -> Callable[[], _Connections]:
-        """Makes connections that carry the key, which nothing else holds."""
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        limits = httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency)
-
-        def make() -> _Connections:
-            client = httpx.AsyncClient(
-                headers=headers, timeout=httpx.Timeout(timeout, pool=None), limits=limits
-            )
-            return _Connections(client, max_concurrency)
-
-        return make
-
     def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Does `work` on the event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def exchange(self, call: Call[Any]) -> Reply | TransportError:
-        """What comes of sending a request once."""
-        try:
-            response = await self._client.request(
-                call.method, call.target, content=call.content, headers=dict(call.headers)
-            )
-        except httpx.RequestError as error:
-            return failure_of(error)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, response.content)
 
     def close(self) -> None:
         """Cancels what is under way, closes the connections, and ends the thread."""
@@ -329,14 +287,14 @@ class _Connections:
             task.cancel()
         try:
             await asyncio.gather(*under_way, return_exceptions=True)
-            await self._client.aclose()
+            await self.http.close()
         finally:
             self._loop.stop()
 
 
-def _is_http(url: str) -> bool:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+def _factory(api_key: str | None, max_concurrency: int, timeout: float | None) -> Callable[[], _OwnLoop]:
+    """Makes connections that carry the key, which nothing else holds."""
+    headers = checked_headers(None, api_key)
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
+    return lambda: _OwnLoop(Connections(max_concurrency, timeout, headers=headers))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
-
-if TYPE_CHECKING:
-    # In `typing` itself only from Python 3.11 on.
-    from typing_extensions import NotRequired
+from typing import Any, Literal, TypeAlias, TypedDict
 
 Priority: TypeAlias = Literal["low", "normal", "high", "critical"]
 """How urgent a request is; of two that wait, the more urgent one leaves first."""
@@ -19,45 +15,72 @@ FinishReason: TypeAlias = str
 ModelState: TypeAlias = Literal["loading", "ready", "failed", "unloading", "unloaded"]
 
 
-class TensorInfo(TypedDict):
-    """A declared input or output: `shape` is that of one item, -1 for a dimension that may vary."""
+class TensorDetails(TypedDict, total=False):
+    """What is there of an input or output of tensors, or of one of a Python function."""
 
-    name: str
     dtype: str
     shape: list[int]
-    pad: NotRequired[float]
+    """That of one item, -1 for a dimension that may vary."""
+    pad: float
+    """With what items of other lengths are filled up, where they are."""
+    schema: dict[str, Any]
+    """Of a Python function, in place of the others: the JSON schema of its values."""
 
 
-class VersionInfo(TypedDict):
-    """One version of a model; `reason` says why it failed, `load_seconds` how long loading took."""
+class TensorInfo(TensorDetails):
+    """A declared input or output."""
+
+    name: str
+
+
+class FailureDetails(TypedDict, total=False):
+    """What is there only of a version that failed."""
+
+    reason: str
+
+
+class VersionDetails(FailureDetails, total=False):
+    """What is there only of some versions."""
+
+    device: str
+    """Of one that is ready, like `load_seconds`."""
+    load_seconds: float
+    instances: int
+    """Of one that the server runs itself, like `threads`; not of a Python function."""
+    threads: int
+
+
+class VersionInfo(VersionDetails):
+    """One version of a model."""
 
     version: str
     state: ModelState
-    reason: NotRequired[str]
     format: str
-    device: str
-    instances: int
-    threads: int
     default: bool
-    load_seconds: NotRequired[float]
 
 
-class ModelInfo(TypedDict):
+class ModelDetails(TypedDict, total=False):
+    """What is there only of a model that is ready."""
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    streaming: bool
+    """Of a Python function: whether it is a generator, which `predict_stream` asks."""
+
+
+class ModelInfo(ModelDetails):
     """A model and its versions; a request that names no version goes to the one marked `default`."""
 
     name: str
     versions: list[VersionInfo]
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
 
 
-class ModelReadiness(TypedDict):
-    """The state of one version of a model, with the reason when it failed."""
+class ModelReadiness(FailureDetails):
+    """The state of one version of a model."""
 
     name: str
     version: str
     state: ModelState
-    reason: NotRequired[str]
 
 
 @dataclass(frozen=True)
