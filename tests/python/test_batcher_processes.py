@@ -62,6 +62,23 @@ for future in futures:
     assert seconds < 15
 
 
+def test_items_that_run_alone_and_never_end_keep_neither_the_loop_nor_the_interpreter() -> None:
+    code = """
+full = ts.Batcher(max_batch=1, max_wait_ms=0, max_queue=1, backpressure="passthrough")
+entered = threading.Semaphore(0)
+def hang(items):
+    entered.release()
+    threading.Event().wait()
+async def main():
+    calls = [asyncio.create_task(full.arun(item, hang)) for item in range(8)]
+    while not (entered.acquire(blocking=False) and entered.acquire(blocking=False)):
+        await asyncio.sleep(0.001)
+asyncio.run(main())
+print("left", flush=True)
+"""
+    assert run(code)[0] == "left\n"
+
+
 def test_threads_that_wait_are_answered_before_the_interpreter_ends() -> None:
     code = """
 for item in range(3):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
-from trustformers_serve import _core
+from trustformers_serve import _core, _threads
 from trustformers_serve._limits import MOST, check_count, check_time
 from trustformers_serve._sizes import exceeds
 from trustformers_serve.errors import ItemTooLargeError
@@ -159,7 +159,7 @@ class Batcher:
         future: asyncio.Future[R] = loop.create_future()
         pending = self._core.send(item, executor, future, port)
         if pending is None:
-            return await loop.run_in_executor(None, self._core.alone, item, executor)
+            return await _threads.run(self._core.alone, item, executor)
         try:
             return await future
         except asyncio.CancelledError:
