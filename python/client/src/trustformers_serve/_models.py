@@ -196,7 +196,7 @@ _BLAMELESS = (
 )
 
 
-def _blameless(error: Exception) -> bool:
+def is_blameless(error: BaseException) -> bool:
     """Whether a function may raise it without having failed, and callers get it as it is.
 
     Another server's has the id of a request, and is a failure here.
@@ -219,7 +219,7 @@ class _Failures:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not _blameless(error):
+        if isinstance(error, Exception) and not is_blameless(error):
             raise _failed(self._name, error) from error
 
 
@@ -227,7 +227,7 @@ def _guarded_batch(function: Function, name: str) -> Any:
     """Fails each item of a batch where the function raises, so that each has an error of its own."""
 
     def failures(error: Exception, count: int) -> list[Exception]:
-        return [error if _blameless(error) else _failed(name, error) for _ in range(count)]
+        return [error if is_blameless(error) else _failed(name, error) for _ in range(count)]
 
     if _functions.is_coroutine(function):
 

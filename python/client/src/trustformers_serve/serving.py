@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from trustformers_serve import _codec, _core, _functions
 from trustformers_serve import registry as process_registry
+from trustformers_serve._models import is_blameless
 from trustformers_serve.annotations import schema
 from trustformers_serve.batching import FunctionBatcher
 from trustformers_serve.config import ServerConfig
@@ -181,7 +182,7 @@ def _hosted(info: ModelInfo, threads: int, loop: _EventLoop) -> _core.HostedMode
 
 def _report(name: str, error: BaseException) -> None:
     """Says in the log what a client is told only in one line."""
-    if not isinstance(error, ValidationError):
+    if not is_blameless(error):
         logger.error("model %r failed", name, exc_info=error)
 
 
@@ -284,13 +285,7 @@ class _EventLoop:
 
     def add(self, port: _core.Port, runner: _Runner) -> None:
         """Runs the calls that land at `port`."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                run = self._loop.run_forever
-                self._thread = threading.Thread(target=run, name="serve-event-loop", daemon=True)
-                self._thread.start()
-            loop = self._loop
+        loop = self._running()
         landed: dict[int, _Landed] = {}
 
         def take() -> None:
@@ -310,9 +305,24 @@ class _EventLoop:
                 return state.room
 
             state.task = loop.create_task(runner(call, item, room))
-            state.task.add_done_callback(lambda _: landed.pop(number, None))
+            state.task.add_done_callback(lambda task: ended(number, call, task))
+
+        def ended(number: int, call: _core.AsyncCall, task: asyncio.Task[None]) -> None:
+            landed.pop(number, None)
+            if task.cancelled():
+                # Also one that never began; one that ended by itself has told so.
+                call.fail(asyncio.CancelledError())
 
         loop.call_soon_threadsafe(loop.add_reader, port.fileno(), take)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                run = self._loop.run_forever
+                self._thread = threading.Thread(target=run, name="serve-event-loop", daemon=True)
+                self._thread.start()
+            return self._loop
 
     def close(self) -> None:
         """Ends the thread, and those of batched functions; calls that still run are cancelled."""
