@@ -120,6 +120,33 @@ def test_the_wrong_kind_of_function_is_named_at_decoration(function: Any) -> Non
         ts.autobatch()(function)
 
 
+def test_what_does_not_say_what_it_takes_is_named_too() -> None:
+    with pytest.raises(ts.DecorationError, match="max does not say what it takes"):
+        ts.autobatch()(max)
+
+
+def test_further_parameters_that_need_no_value_do_not_count() -> None:
+    @ts.autobatch(max_wait_ms=0)
+    def scale(items: list[int], factor: int = 3, *more: int, **options: int) -> list[int]:
+        assert not more
+        assert not options
+        return [item * factor for item in items]
+
+    assert scale(2) == 6
+
+
+def test_a_callable_object_may_have_attributes_of_any_name() -> None:
+    class Scaler:
+        def __init__(self) -> None:
+            self.batcher = "its own"
+            self._function = "its own"
+
+        def __call__(self, items: list[int]) -> list[int]:
+            return [item * 2 for item in items]
+
+    assert ts.autobatch(max_wait_ms=0)(Scaler())(21) == 42
+
+
 def test_wrong_limits_and_missing_parentheses_are_told_at_decoration() -> None:
     with pytest.raises(ValueError, match="max_batch"):
         ts.autobatch(max_batch=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 import trustformers_serve as ts
-from served import Serve, ask, predict
+from served import MSGPACK, Serve, ask, predict
 
 
 class Text(pydantic.BaseModel):
@@ -165,6 +165,13 @@ def test_over_http_a_misfit_inside_is_refused_and_a_whole_body_that_fits_is_read
     assert predict(server, "lenient", {"a": 1}).value["data"] == 1
     assert predict(server, "opaque", {"data": {"a": 1}}).value["data"] == [1, None]
     assert predict(server, "opaque", {"data": {"a": "x"}}).value["data"] == [None, {"a": "x"}]
+    beside = {"data": {"a": "x"}, "a": 5}
+    assert predict(server, "opaque", beside).value["data"] == [5, {"a": "x"}]
+    in_msgpack = predict(server, "opaque", beside, headers={"content-type": MSGPACK})
+    assert in_msgpack.value["data"] == [5, {"a": "x"}]
+    many = predict(server, "opaque", {"instances": [{"a": 1}], "a": 5})
+    assert many.error == (400, "malformed_request", many.error[2])
+    assert 'unknown field "a"' in many.error[2]
 
 
 @pytest.mark.parametrize(

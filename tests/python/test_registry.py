@@ -153,12 +153,46 @@ def test_methods_partial_functions_and_callable_objects_are_functions() -> None:
     assert registry.get("partial").output_type is str
 
 
+def test_an_item_is_given_by_position_or_by_name_as_the_function_takes_it() -> None:
+    def by_name(*, item: int) -> int:
+        return item
+
+    def wrapping(*args: Any, **kwargs: Any) -> Any:
+        assert not kwargs
+        return args
+
+    def with_more(item: int, *more: int, **options: int) -> tuple[Any, ...]:
+        return item, more, options
+
+    def alone(item: int, /) -> int:
+        return item
+
+    for function, taken, result in (
+        (by_name, {"item": int}, 3),
+        (wrapping, {"args": Any}, (3,)),
+        (with_more, {"item": int}, (3, (), {})),
+        (alone, {"item": int}, 3),
+    ):
+        info = registry.get(ts.register()(function).__name__)
+        assert info.input_types == taken
+        args, kwargs = info.arguments(3)
+        assert info.function(*args, **kwargs) == result
+
+
 def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
     def lost(item: Missing) -> int:  # pyright: ignore[reportUnknownParameterType]
         return 1
 
     with pytest.raises(ts.DecorationError, match=r"lost cannot be resolved: NameError: .*Missing"):
         ts.register()(lost)
+
+
+def positional(left: int, right: int, /) -> int:
+    return left - right
+
+
+def whatever(**values: int) -> int:
+    return len(values)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +202,9 @@ def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
         (None, "register takes a function, not None"),
         (Query, "register takes a function, not Query"),
         (staticmethod(double), "put `@staticmethod` above `@register`"),
+        (max, "max does not say what it takes"),
+        (positional, "positional must take its 2 parameters by name"),
+        (whatever, "whatever must have parameters, each with a name of its own"),
     ],
 )
 def test_what_is_no_function_is_refused(function: Any, message: str) -> None:

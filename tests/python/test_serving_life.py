@@ -100,9 +100,9 @@ def test_a_client_who_leaves_takes_its_waiting_request_along(serve: Serve) -> No
     connections = [leave_early(server, "/models/hold/predict", 1)]
     assert entered.wait(60)
     connections.append(leave_early(server, "/models/hold/predict", 2))
-    wait_for(lambda: queued(server) == 1)
+    wait_for(lambda: metric(server, "queue_depth", "hold") == 1)
     connections[1].close()
-    wait_for(lambda: queued(server) == 0)
+    wait_for(lambda: metric(server, "queue_depth", "hold") == 0)
     leave.set()
     assert predict(server, "hold", 3).value["data"] == 3
     assert ran == [1, 3]
@@ -135,10 +135,43 @@ def test_clients_that_leave_are_no_failures_of_the_model(serve: Serve) -> None:
         assert predict(server, "hold", item).value["data"] == item
 
 
-def queued(server: ts.Server) -> int:
+def test_a_client_who_leaves_before_its_call_has_begun_gives_its_place_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trustformers_serve.serving.COROUTINES", 1)
+    entered, leave = threading.Event(), threading.Event()
+
+    @ts.register()
+    async def hold(item: int) -> int:
+        # The event loop itself: what comes meanwhile lands, and has not begun.
+        entered.set()
+        leave.wait(60)
+        return item
+
+    @ts.register("double")
+    async def _(item: int) -> int:
+        return item * 2
+
+    server = serve()
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(predict, server, "hold", 1)
+        assert entered.wait(60)
+        leaving = [leave_early(server, "/models/double/predict", item) for item in range(2)]
+        # One waits in the queue, so the other has the only place.
+        wait_for(lambda: metric(server, "queue_depth", "double") == 1)
+        for connection in leaving:
+            connection.close()
+        wait_for(lambda: metric(server, "requests_total", "double", "cancelled") == 2)
+        leave.set()
+        assert held.result(60).value["data"] == 1
+    assert predict(server, "double", 4).value["data"] == 8
+
+
+def metric(server: ts.Server, name: str, model: str, outcome: str | None = None) -> int:
     lines = get(server, "/metrics").body.decode().splitlines()
-    (depth,) = (line for line in lines if line.startswith("trustformers_queue_depth{"))
-    return int(depth.rpartition(" ")[2])
+    labels = f'model="{model}"' + (f',outcome="{outcome}"' if outcome else "")
+    values = [line for line in lines if line.startswith(f"trustformers_{name}{{{labels}")]
+    return sum(int(line.rpartition(" ")[2]) for line in values)
 
 
 def wait_for(happened: Any) -> None:

@@ -48,7 +48,7 @@ impl HostedModel {
     /// `inputs` and `output` are JSON schemas as texts. At most `most` calls run at once: on threads, which
     /// `start` starts each with a `Worker`, or `on_loop`: then `start` is given a `Port`, once.
     #[new]
-    #[pyo3(signature = (name, version, inputs, output, streaming, most, on_loop, start))]
+    #[pyo3(signature = (name, version, inputs, output, streaming, reads_body, most, on_loop, start))]
     #[allow(clippy::too_many_arguments)] // one call, from Python, by name
     fn new(
         name: String,
@@ -56,6 +56,7 @@ impl HostedModel {
         inputs: Vec<(String, String)>,
         output: &str,
         streaming: bool,
+        reads_body: bool,
         most: u32,
         on_loop: bool,
         start: Py<PyAny>,
@@ -64,7 +65,8 @@ impl HostedModel {
             |text: &str| serde_json::from_str(text).map_err(|error| PyValueError::new_err(error.to_string()));
         let inputs = inputs.into_iter().map(|(name, text)| Ok((name, schema(&text)?)));
         let inputs = inputs.collect::<PyResult<_>>()?;
-        let interface = Interface { format: "python", inputs, output: schema(output)?, streaming };
+        let output = schema(output)?;
+        let interface = Interface { format: "python", inputs, output, streaming, reads_body };
         let label: Arc<str> = name.as_str().into();
         let host = Arc::new(Function { interface, label, most: most.max(1), on_loop, start });
         Ok(Self { model: Hosted { name, version, host } })

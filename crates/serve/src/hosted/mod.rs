@@ -55,6 +55,8 @@ pub struct Interface {
     pub output: Value,
     /// Whether the result comes piece by piece.
     pub streaming: bool,
+    /// Whether it may read the body around an item instead, with fields of its own there.
+    pub reads_body: bool,
 }
 
 /// A hosted model with the name that clients know it by.

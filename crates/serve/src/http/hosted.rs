@@ -13,15 +13,19 @@ use super::wire::{Format, RawCall, Target};
 use crate::hosted::Document;
 use crate::registry::{Asked, Version};
 
-/// What a body asks of a hosted model.
+/// What a body asks of a hosted model, which may read the body of a single item by itself.
 pub(super) fn read(
     version: &Version,
+    reads_body: bool,
     format: Format,
     body: &Bytes,
     target: Target,
     max_items: usize,
 ) -> Result<RawCall, ApiError> {
     let call = format.parse_raw(body, target, max_items)?;
+    if call.many || !reads_body {
+        call.check_known()?;
+    }
     if call.parameters {
         return Err(ApiError::invalid(format!("model \"{}\" takes no \"parameters\"", version.model())));
     }

@@ -50,7 +50,7 @@ fn is_hosted(version: &Version) -> bool {
 }
 
 async fn stream(app: &App, version: &Arc<Version>, asked: &Asked) -> Result<Response<Body>, ApiError> {
-    let call = hosted::read(version, Format::Json, &asked.body, Target::Body, 1)?;
+    let call = hosted::read(version, false, Format::Json, &asked.body, Target::Body, 1)?;
     if call.many {
         return Err(ApiError::malformed("this route takes one item in \"data\""));
     }

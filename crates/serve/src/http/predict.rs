@@ -144,7 +144,7 @@ impl Asked {
         }
         let max_items = version.source().settings.batching.max_queue_size as usize;
         let call = body::beside_others(self.body.len(), || {
-            hosted::read(version, self.format, &self.body, target, max_items)
+            hosted::read(version, interface.reads_body, self.format, &self.body, target, max_items)
         })?;
         if shape == Shape::Many && !call.many {
             return Err(ApiError::malformed("this route takes \"instances\""));

@@ -11,15 +11,10 @@ import threading
 from collections.abc import Callable, MutableSet
 from typing import Any, TypeVar
 
-from trustformers_serve import _core, _threads
+from trustformers_serve import _core, _functions, _threads
 from trustformers_serve.errors import ExecutorError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def name_of(function: Any) -> str:
-    """What a message calls it."""
-    return getattr(getattr(function, "func", function), "__qualname__", None) or type(function).__qualname__
 
 
 def check_function(batcher: str, function: F | None) -> F:
@@ -29,7 +24,8 @@ def check_function(batcher: str, function: F | None) -> F:
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{batcher} requires either a coroutine function or a plain one, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name_of(function)} generates; {batcher} takes a function that returns a list")
+        name = _functions.name(function)
+        raise TypeError(f"{name} generates; {batcher} takes a function that returns a list")
     return function
 
 
@@ -73,7 +69,7 @@ def _failure(function: Any, error: BaseException) -> Exception:
     So both `except ExecutorError` and what would have caught the function's own exception do.
     """
     text = f": {error}" if str(error) else ""
-    message = f"{name_of(function)} raised {type(error).__qualname__}{text}"
+    message = f"{_functions.name(function)} raised {type(error).__qualname__}{text}"
     failure: ExecutorError
     if isinstance(error, ExecutorError) or not isinstance(error, Exception):
         failure = ExecutorError(message)

@@ -51,9 +51,15 @@ class Connections:
         self._open: WeakSet[httpx.AsyncClient] = WeakSet()
         self._idle: deque[tuple[float, httpx.AsyncClient]] = deque()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def exchange(self, call: Call[Any], base_url: str) -> Reply | TransportError:
-        """What comes of sending a request once."""
+        """What comes of sending a request once.
+
+        Raises:
+            RuntimeError: The connections are closed, or belong to another event loop.
+        """
+        self._enter()
         async with self._places:
             connection, whole = self._take(), False
             try:
@@ -71,6 +77,7 @@ class Connections:
 
         It does not count against the limit, so that those who hold streams keep nobody waiting.
         """
+        self._enter()
         connection, begun, whole = self._take(), False, False
         try:
             response = await connection.send(_request(connection, call, base_url), stream=True)
@@ -93,6 +100,18 @@ class Connections:
         for connection in list(self._open):
             await connection.aclose()
         self._idle.clear()
+
+    def _enter(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError("this client is used on another event loop: make one for each")
+        # What a closed loop has left can do nothing on another.
+        self._loop = loop
+        self._places = asyncio.Semaphore(self._limit)
+        self._idle.clear()
+        self._open.clear()
 
     def _take(self) -> httpx.AsyncClient:
         if self._closed:

@@ -85,6 +85,7 @@ class HostedModel:
         inputs: list[tuple[str, str]],
         output: str,
         streaming: bool,
+        reads_body: bool,
         most: int,
         on_loop: bool,
         start: Callable[[Worker], None] | Callable[[Port], None],

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-_MOST_CONNECTIONS = 65_536
+MOST_CONNECTIONS = 65_536
+"""More than a process can have."""
 
 
 def checked_url(base_url: str) -> str:
@@ -34,17 +35,6 @@ def checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> d
         if not (name and _is_sendable(name) and _is_sendable(value)):
             raise ValueError(f"headers must be printable ASCII characters, and {name!r} is not")
     return dict(headers or {})
-
-
-def checked_connections(most: int) -> int:
-    """How many connections there may be.
-
-    Raises:
-        ValueError: None, or more than a process can have.
-    """
-    if not 1 <= most <= _MOST_CONNECTIONS:
-        raise ValueError(f"max_connections must be from 1 to {_MOST_CONNECTIONS}, not {most}")
-    return most
 
 
 def shown(url: str) -> str:

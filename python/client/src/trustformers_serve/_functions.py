@@ -16,6 +16,7 @@ WORKER_ID = "worker_id"
 """The parameter that gets the number of the worker that runs a batch."""
 
 _LISTS = (list, collections.abc.Sequence)
+_VARIADIC = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
 STREAMS = (
     collections.abc.Iterator,
     collections.abc.Iterable,
@@ -48,7 +49,8 @@ class Shape:
 def name(function: Any) -> str:
     """What a message calls it."""
     function = getattr(function, "func", function)
-    return getattr(function, "__qualname__", None) or repr(function)
+    of_object = type(function).__qualname__ if callable(function) else repr(function)
+    return getattr(function, "__qualname__", None) or of_object
 
 
 def without_parentheses(decorator: str, function: Any) -> DecorationError:
@@ -128,8 +130,8 @@ def takes_self(function: Any, decorator: str) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [
         parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.name != WORKER_ID
+        for parameter in parameters_of(function).values()
+        if parameter.name != WORKER_ID and parameter.kind not in _VARIADIC
     ]
     required = [parameter for parameter in parameters if parameter.default is parameter.empty]
     if not all(parameter.kind in kinds for parameter in required) or len(required) not in {1, 2}:
@@ -138,6 +140,18 @@ def takes_self(function: Any, decorator: str) -> bool:
             f"{name(function)} must take one list, as a method after `self`; its parameters: {listed}"
         )
     return len(required) == 2
+
+
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Its parameters by name.
+
+    Raises:
+        DecorationError: It does not tell them, as some functions written in C.
+    """
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise DecorationError(f"{name(function)} does not say what it takes: {error}") from error
 
 
 def is_coroutine(function: Any) -> bool:
@@ -166,11 +180,7 @@ def shape_of(function: Any, names: Mapping[str, Any]) -> Shape:
     Raises:
         DecorationError: An annotation cannot be resolved.
     """
-    given = name(function)
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError) as error:
-        raise DecorationError(f"{given} does not say what it takes: {error}") from error
+    parameters = parameters_of(function)
     hints = _hints(function, names)
     streaming = is_generator(function)
     output = hints.get("return", Any)
@@ -194,29 +204,47 @@ def shape_of_model(function: Any, names: Mapping[str, Any], streaming: bool) -> 
     check_unbatched(function, "app.model")
     check_bound(function, "app.model")
     shape = shape_of(function, names)
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    if not kinds or variadic & set(kinds):
+    kinds = [parameter.kind for parameter in parameters_of(function).values()]
+    if not kinds or not _VARIADIC.isdisjoint(kinds):
         raise DecorationError(f"{name(function)} must have parameters, each with a name of its own")
     if len(kinds) == 1 and kinds[0] is inspect.Parameter.KEYWORD_ONLY:
         raise DecorationError(f"{name(function)} must take its item by position")
-    if len(kinds) > 1 and inspect.Parameter.POSITIONAL_ONLY in kinds:
-        raise DecorationError(f"{name(function)} must take its {len(kinds)} parameters by name")
+    _check_named(kinds, function)
     if streaming and not shape.streaming:
         return replace(shape, streaming=True, output=element_of(shape.output, STREAMS))
     return shape
+
+
+def _given(function: Any) -> list[str]:
+    """The parameters that an item gives; what takes whatever comes is called with an item alone.
+
+    Raises:
+        DecorationError: They cannot be given by name.
+    """
+    parameters = list(parameters_of(function).values())
+    named = [parameter for parameter in parameters if parameter.kind not in _VARIADIC]
+    given = named or [parameter for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
+    if parameters and not given:
+        raise DecorationError(f"{name(function)} must have parameters, each with a name of its own")
+    _check_named([parameter.kind for parameter in given], function)
+    return [parameter.name for parameter in given]
+
+
+def _check_named(kinds: list[Any], function: Any) -> None:
+    if len(kinds) > 1 and inspect.Parameter.POSITIONAL_ONLY in kinds:
+        raise DecorationError(f"{name(function)} must take its {len(kinds)} parameters by name")
 
 
 def shape_of_items(function: Any, names: Mapping[str, Any]) -> Shape:
     """As `shape_of`; of a function that is batched over its callers, what one call takes and gives.
 
     Raises:
-        DecorationError: It is a method without its instance.
+        DecorationError: It is a method without its instance, or cannot be given its parameters by name.
     """
     check_bound(function, "register")
     shape = shape_of(function, names)
     if not is_batched(function):
-        return shape
+        return replace(shape, inputs={given: shape.inputs[given] for given in _given(function)})
     of_items = shape_of_one(shape)
     schema = getattr(function.batcher, "input_schema", None)
     return of_items if schema is None else replace(of_items, inputs=dict.fromkeys(of_items.inputs, schema))

@@ -148,9 +148,9 @@ async def pieces(stream: Any) -> AsyncGenerator[Any, None]:
         # Nobody waits for a generator that may never come to its end.
         _threads.begin(steps.close)
         raise
-    finally:
-        if not steps.left:
-            await _threads.run(steps.close)
+    except BaseException:
+        await _threads.run(steps.close)
+        raise
 
 
 _END = object()
@@ -160,9 +160,8 @@ class _Steps:
     """A plain generator whose pieces are made on threads, and that is closed on one too."""
 
     def __init__(self, stream: Generator[Any, None, None]) -> None:
-        self.left = False
         self._stream = stream
-        self._runs = False
+        self._runs = self._left = False
         self._lock = threading.Lock()
 
     def next(self) -> Any:
@@ -174,14 +173,14 @@ class _Steps:
         finally:
             with self._lock:
                 self._runs = False
-                left = self.left
+                left = self._left
             if left:
                 self._stream.close()
 
     def close(self) -> None:
         """Closes the generator, now or after the piece that is being made."""
         with self._lock:
-            self.left = True
+            self._left = True
             runs = self._runs
         if not runs:
             self._stream.close()

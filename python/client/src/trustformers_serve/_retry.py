@@ -5,12 +5,12 @@ Nothing here waits or reads a clock.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from trustformers_serve._calls import Call, retry_after
 from trustformers_serve._codec import Reply
+from trustformers_serve._limits import check_count, check_time
 from trustformers_serve.errors import ConnectionBrokenError, ConnectionFailedError, TransportError
 
 # Refused before they ran: the queue is full; the model or the server is not ready. What ran when the
@@ -36,13 +36,12 @@ class RetryPolicy:
 
         Raises:
             ValueError: One is out of range; the message names it.
+            TypeError: One is no number.
         """
-        if self.timeout is not None and not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise ValueError(f"timeout must be finite and above 0, or None, not {self.timeout}")
-        if self.max_retries < 0:
-            raise ValueError(f"max_retries must not be negative, not {self.max_retries}")
-        if not (math.isfinite(self.retry_delay) and self.retry_delay >= 0):
-            raise ValueError(f"retry_delay must be finite and not negative, not {self.retry_delay}")
+        if self.timeout is not None:
+            check_time("timeout", self.timeout)
+        check_count("max_retries", self.max_retries, 0)
+        check_time("retry_delay", self.retry_delay, may_be_zero=True)
 
     def __str__(self) -> str:
         """What a client's repr says of it."""

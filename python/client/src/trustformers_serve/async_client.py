@@ -13,9 +13,10 @@ from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
 from trustformers_serve._connections import Begun, Connections
-from trustformers_serve._endpoint import checked_connections, checked_headers, checked_url, shown
+from trustformers_serve._endpoint import MOST_CONNECTIONS, checked_headers, checked_url, shown
 from trustformers_serve._events import EventReader, ResultReader, refusal
 from trustformers_serve._generate import TextReader
+from trustformers_serve._limits import check_count
 from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import TransportError, UnexpectedReplyError
 from trustformers_serve.replies import (
@@ -65,9 +66,8 @@ class AsyncClient:
         all_headers = checked_headers(headers, api_key)
         if api_key is not None:
             all_headers["Authorization"] = f"Bearer {api_key}"
-        self._connections = Connections(
-            checked_connections(max_connections), timeout, verify=verify_ssl, headers=all_headers
-        )
+        check_count("max_connections", max_connections, 1, MOST_CONNECTIONS)
+        self._connections = Connections(max_connections, timeout, verify=verify_ssl, headers=all_headers)
 
     async def predict(
         self,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
-from trustformers_serve import _core, _threads
+from trustformers_serve import _core, _functions, _threads
 from trustformers_serve._limits import MOST, check_count, check_time
 from trustformers_serve._sizes import exceeds
 from trustformers_serve.errors import ItemTooLargeError
@@ -278,7 +278,7 @@ class Batcher:
     def _check_size(self, item: Any, executor: Any) -> None:
         limit = self._max_item_bytes
         if limit is not None and exceeds(item, limit):
-            name = getattr(executor, "__qualname__", type(executor).__qualname__)
+            name = _functions.name(executor)
             raise ItemTooLargeError(f"an item for {name} has more than max_item_bytes = {limit:,} bytes")
 
     def _checked(

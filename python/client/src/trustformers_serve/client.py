@@ -20,9 +20,10 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutErr
 from trustformers_serve import _calls, _generate
 from trustformers_serve._calls import Call, Options
 from trustformers_serve._codec import Reply
-from trustformers_serve._endpoint import checked_connections, checked_headers, checked_url, shown
+from trustformers_serve._endpoint import MOST_CONNECTIONS, checked_headers, checked_url, shown
 from trustformers_serve._events import EventReader, ResultReader, refusal
 from trustformers_serve._generate import TextReader
+from trustformers_serve._limits import check_count
 from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ConnectionBrokenError,
@@ -102,7 +103,8 @@ class Client:
         """
         self.base_url = checked_url(base_url)
         self._policy = RetryPolicy(max_retries, retry_delay, timeout, repeat_unsafe)
-        self._max_connections = checked_connections(max_connections)
+        check_count("max_connections", max_connections, 1, MOST_CONNECTIONS)
+        self._max_connections = max_connections
         self._places = threading.BoundedSemaphore(max_connections)
         self._session = requests.Session()
         self._session.verify = verify_ssl

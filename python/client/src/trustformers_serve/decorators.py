@@ -28,9 +28,10 @@ class Autobatched(Generic[T, R]):
 
     def __init__(self, function: Callable[[list[T]], Sequence[R | Exception]], batcher: Batcher) -> None:
         """Calls of this object go through `batcher` to `function`."""
+        # First: an object that is called may have attributes of the names below.
+        functools.update_wrapper(self, function)
         self.batcher = batcher
         self._function = function
-        functools.update_wrapper(self, function)
 
     def __call__(self, item: T) -> R:
         """The result of `item`, run in a batch with the items of other callers."""
@@ -73,9 +74,9 @@ class AutobatchedMethod(Generic[S, T, R]):
 
     def __init__(self, function: Callable[[S, list[T]], Sequence[R | Exception]], batcher: Batcher) -> None:
         """Calls of this method go through `batcher` to `function`."""
+        functools.update_wrapper(self, function)
         self.batcher = batcher
         self._function = function
-        functools.update_wrapper(self, function)
 
     @overload
     def __get__(self, instance: None, owner: type[S]) -> AutobatchedMethod[S, T, R]: ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import math
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,13 +17,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from trustformers_serve import _core, _functions
-from trustformers_serve._batch_function import (
-    FunctionThread,
-    begin,
-    check_function,
-    name_of,
-)
+from trustformers_serve._batch_function import FunctionThread, begin, check_function
 from trustformers_serve._costs import check_estimator, is_cost
+from trustformers_serve._limits import check_count, check_time
 from trustformers_serve.errors import BatcherClosedError, ExecutorError
 
 if TYPE_CHECKING:
@@ -39,8 +34,6 @@ ProcessFunction = Callable[[list[T]], "Awaitable[Sequence[R | Exception]] | Sequ
 A coroutine function is awaited on the event loop; a plain one runs on a thread. An exception among the
 results is raised for its record alone.
 """
-
-_MOST = 2**31 - 1
 
 
 @runtime_checkable
@@ -144,12 +137,10 @@ class DynamicBatcher(Generic[T, R]):
             ("max_queue_size", max_queue_size, 1),
             ("prefetch_batches", prefetch_batches, 0),
         ):
-            if not least <= value <= _MOST:
-                raise ValueError(f"{name} must be from {least} to {_MOST}, not {value}")
+            check_count(name, value, least)
         if min_batch_size > max_batch_size:
             raise ValueError(f"min_batch_size must be at most max_batch_size, not {min_batch_size}")
-        if not (math.isfinite(batch_timeout_s) and batch_timeout_s >= 0):
-            raise ValueError(f"batch_timeout_s must be finite and not negative, not {batch_timeout_s}")
+        check_time("batch_timeout_s", batch_timeout_s, may_be_zero=True)
         self._function = function
         self._make = functools.partial(
             _core.RecordStream,
@@ -209,7 +200,7 @@ class DynamicBatcher(Generic[T, R]):
             return
         if not self._is_left():
             if asyncio.current_task() in self._tasks:
-                name = name_of(self._function)
+                name = _functions.name(self._function)
                 raise ExecutorError(f"`stop` was called inside {name}, which would wait for itself")
             # A caller that leaves must not take the others' future with it.
             await asyncio.shield(core.drain())
@@ -319,7 +310,7 @@ class DynamicBatcher(Generic[T, R]):
     def __repr__(self) -> str:
         """Its function, and whether it runs."""
         state = "running" if self.is_running else "not running"
-        return f"<{type(self).__name__} of {name_of(self._function)}, {state}>"
+        return f"<{type(self).__name__} of {_functions.name(self._function)}, {state}>"
 
     def _totals(self) -> tuple[int, int, int, int, float, float]:
         if self._core is None:

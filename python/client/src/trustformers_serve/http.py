@@ -22,6 +22,7 @@ from trustformers_serve import _calls, _codec
 from trustformers_serve._calls import Call
 from trustformers_serve._codec import JSON, Reply
 from trustformers_serve._endpoint import checked_headers, checked_url, shown
+from trustformers_serve._limits import check_count
 from trustformers_serve._retry import RetryPolicy
 from trustformers_serve.errors import (
     ExecutorError,
@@ -132,8 +133,7 @@ class OpenAIResponsesExecutor(Generic[R]):
         """
         if not model:
             raise ValueError("model must not be empty")
-        if not 1 <= max_concurrency <= _MOST:
-            raise ValueError(f"max_concurrency must be from 1 to {_MOST}, not {max_concurrency}")
+        check_count("max_concurrency", max_concurrency, 1, _MOST)
         self.model = model
         self._base_url = checked_url(base_url)
         self._max_concurrency = max_concurrency

@@ -60,23 +60,19 @@ class ModelInfo:
         Raises:
             ValidationError: It does not fit; the message names the parameter.
         """
-        if getattr(getattr(self.function, "batcher", None), "input_schema", None) is not None:
+        if self.has_schema:
             # The function checks it, wrapped or not.
             return (item,), {}
         if len(self.input_types) == 1:
             ((parameter, kind),) = self.input_types.items()
-            return (check(kind, item, parameter),), {}
+            value = check(kind, item, parameter)
+            return ((), {parameter: value}) if parameter in self._only_by_name else ((value,), {})
         if not isinstance(item, Mapping):
             listed = ", ".join(self.input_types)
             raise InputTypeError(f"{self.name} takes a mapping of {listed}, not {type(item).__name__}")
         given = cast("Mapping[str, Any]", item)
-        parameters = inspect.signature(self.function).parameters
         unknown = [name for name in given if name not in self.input_types]
-        missing = [
-            name
-            for name in self.input_types
-            if name not in given and parameters[name].default is inspect.Parameter.empty
-        ]
+        missing = [name for name in self.input_types if name not in given and name in self._required]
         if unknown or missing:
             problems = [f"{name}: unknown" for name in unknown] + [f"{name}: missing" for name in missing]
             listed = ", ".join(self.input_types)
@@ -84,6 +80,27 @@ class ModelInfo:
         return (), {
             name: check(kind, given[name], name) for name, kind in self.input_types.items() if name in given
         }
+
+    @functools.cached_property
+    def has_schema(self) -> bool:
+        """Whether the function itself checks its item, which may be the body of a request."""
+        return getattr(getattr(self.function, "batcher", None), "input_schema", None) is not None
+
+    @functools.cached_property
+    def _required(self) -> frozenset[str]:
+        return frozenset(
+            parameter.name for parameter in self._parameters if parameter.default is parameter.empty
+        )
+
+    @functools.cached_property
+    def _only_by_name(self) -> frozenset[str]:
+        return frozenset(
+            parameter.name for parameter in self._parameters if parameter.kind is parameter.KEYWORD_ONLY
+        )
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.function).parameters.values())
 
 
 class Registry:

@@ -135,13 +135,11 @@ class _Bound:
         self._function = info.function
         self._arguments = info.arguments
         self._unchecked = list(info.input_types.values()) == [Any]
-        # One with a schema of its own looks into the body, or takes all of it, by itself.
-        batcher = getattr(info.function, "batcher", None)
-        self._reads_body = getattr(batcher, "input_schema", None) is not None
+        self.reads_body = info.has_schema
 
     def __call__(self, item: Any, call: _Call) -> Any:
         """What the function returns for the item."""
-        if self._reads_body:
+        if self.reads_body:
             (item,) = call.whole() or (item,)
             item = _codec.lists(item)
         elif self._unchecked:
@@ -174,6 +172,7 @@ def _hosted(info: ModelInfo, threads: int, loop: _EventLoop) -> _core.HostedMode
         inputs=[(name, json.dumps(schema(kind))) for name, kind in info.input_types.items()],
         output=json.dumps(schema(info.output_type)),
         streaming=info.streaming,
+        reads_body=bound.reads_body,
         most=COROUTINES if on_loop else threads,
         on_loop=on_loop,
         start=start_on_loop if on_loop else start_thread,

@@ -24,9 +24,24 @@ pub struct RawCall {
     pub timeout_ms: Option<u64>,
     /// Whether there are `parameters` other than none.
     pub parameters: bool,
+    /// The first field beside an item that is none of the envelope's: only who reads the whole body may know it.
+    pub unknown: Option<String>,
 }
 
 const FIELDS: [&str; 5] = ["data", "instances", "parameters", "priority", "timeout_ms"];
+
+impl RawCall {
+    /// Refuses a field that nobody reads.
+    pub fn check_known(&self) -> Result<(), ApiError> {
+        match &self.unknown {
+            None => Ok(()),
+            Some(name) => Err(ApiError::malformed(format!(
+                "unknown field \"{name}\": the body may have {}",
+                FIELDS.join(", ")
+            ))),
+        }
+    }
+}
 
 impl Format {
     /// Reads a body as far as its items. An object that has neither `data` nor `instances` is an item itself,
@@ -69,10 +84,7 @@ impl Format {
                 "timeout_ms" => call.timeout_ms = self.read(name, value)?,
                 "model" | "version" if target == Target::Body => {}
                 other => {
-                    return Err(ApiError::malformed(format!(
-                        "unknown field \"{other}\": the body may have {}",
-                        FIELDS.join(", ")
-                    )));
+                    call.unknown.get_or_insert_with(|| other.to_owned());
                 }
             }
         }
@@ -404,7 +416,8 @@ mod tests {
             (json!({ "data": 1, "timeout_ms": -1 }), "\"timeout_ms\""),
         ] {
             for (format, bytes) in both(&body) {
-                let error = format.parse_raw(&bytes, Target::Path, 2).unwrap_err();
+                let read = format.parse_raw(&bytes, Target::Path, 2);
+                let error = read.and_then(|call| call.check_known()).unwrap_err();
                 assert!(error.message.contains(words), "{body}: {error}");
             }
         }
