@@ -83,6 +83,14 @@ def get(server: ts.Server, path: str) -> Answer:
     return ask(server, path, method="GET")
 
 
+def metric(server: ts.Server, name: str, model: str, outcome: str | None = None) -> int:
+    """What a metric says of a model, of all its versions."""
+    lines = get(server, "/metrics").body.decode().splitlines()
+    labels = f'model="{model}"' + (f',outcome="{outcome}"' if outcome else "")
+    values = [line for line in lines if line.startswith(f"trustformers_{name}{{{labels}")]
+    return sum(int(line.rpartition(" ")[2]) for line in values)
+
+
 async def ask_at_once(server: ts.Server, path: str, values: Sequence[Any]) -> list[Any]:
     """The bodies of the replies to all values, each on a connection of its own, sent together."""
     begin = asyncio.Event()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustformers_serve as ts
 from executors import own_threads
-from served import Serve, ask_at_once, get, leave_early, predict
+from served import Serve, ask_at_once, get, leave_early, metric, predict
 
 CALLERS = 1000
 
@@ -165,13 +165,6 @@ def test_a_client_who_leaves_before_its_call_has_begun_gives_its_place_back(
         leave.set()
         assert held.result(60).value["data"] == 1
     assert predict(server, "double", 4).value["data"] == 8
-
-
-def metric(server: ts.Server, name: str, model: str, outcome: str | None = None) -> int:
-    lines = get(server, "/metrics").body.decode().splitlines()
-    labels = f'model="{model}"' + (f',outcome="{outcome}"' if outcome else "")
-    values = [line for line in lines if line.startswith(f"trustformers_{name}{{{labels}")]
-    return sum(int(line.rpartition(" ")[2]) for line in values)
 
 
 def wait_for(happened: Any) -> None:

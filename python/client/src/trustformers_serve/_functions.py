@@ -246,8 +246,10 @@ def shape_of_items(function: Any, names: Mapping[str, Any]) -> Shape:
     if not is_batched(function):
         return replace(shape, inputs={given: shape.inputs[given] for given in _given(function)})
     of_items = shape_of_one(shape)
+    # Only the list is given; what else there is has defaults.
+    name_of_items, kind = next(iter(of_items.inputs.items()))
     schema = getattr(function.batcher, "input_schema", None)
-    return of_items if schema is None else replace(of_items, inputs=dict.fromkeys(of_items.inputs, schema))
+    return replace(of_items, inputs={name_of_items: kind if schema is None else schema})
 
 
 def shape_of_one(shape: Shape) -> Shape:

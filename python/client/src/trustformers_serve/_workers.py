@@ -90,7 +90,7 @@ class Worker(Batcher):
         self._routes: dict[asyncio.AbstractEventLoop, tuple[_core.LoopPort, Function]] = {}
 
     def send(
-        self, item: Any, instance: Any, priority: str | None
+        self, item: Any, instance: Any, priority: str | None, future: asyncio.Future[Any] | None = None
     ) -> tuple[asyncio.Future[Any], _core.Pending | None]:
         """Brings an item of a caller on the running loop; one of a method, with its instance.
 
@@ -103,7 +103,8 @@ class Worker(Batcher):
         if instance is not None:
             # Its identity is that of both.
             runner = types.MethodType(runner, instance)
-        future: asyncio.Future[Any] = loop.create_future()
+        if future is None:
+            future = loop.create_future()
         return future, self._core.send(item, runner, future, port, priority)
 
     def answered(self, future: asyncio.Future[Any], pending: _core.Pending | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
@@ -119,6 +120,8 @@ class FunctionBatcher:
         self.settings = settings
         self.input_schema = None if schema is None else schema.type
         self.is_method = _functions.takes_self(function, "batch")
+        self.entry: weakref.ref[Any] | None = None
+        """What `batched` made; weak, as it holds this."""
         self._function = function
         self._schema = schema
         self._coroutine = _functions.is_coroutine(function)
@@ -128,11 +131,12 @@ class FunctionBatcher:
         self._stopping: list[Worker] = []
 
     def send(
-        self, item: Any, instance: Any = None, priority: Priority | None = None
+        self, item: Any, instance: Any = None, priority: Priority | None = None, future: Any = None
     ) -> tuple[Worker, asyncio.Future[Any], _core.Pending | None]:
         """Brings an item of a caller on the running event loop.
 
-        What is returned is told with `Worker.answered` that its caller is done with it.
+        What is returned is told with `Worker.answered` that its caller is done with it. What stands for a
+        future there has its methods `set_result`, `set_exception` and `cancelled`.
 
         Raises:
             ValidationError: The item is not what the schema says.
@@ -146,7 +150,7 @@ class FunctionBatcher:
             workers = self._workers or self._start()
             worker = workers[0] if len(workers) == 1 else self._lightest(workers)
             try:
-                future, pending = worker.send(item, instance, priority)
+                future, pending = worker.send(item, instance, priority, future)
             except BatcherClosedError:
                 # Stopped on another thread meanwhile; or else the interpreter ends.
                 if self._workers is workers:
@@ -154,6 +158,15 @@ class FunctionBatcher:
             else:
                 worker.load += 1
                 return worker, future, pending
+
+    def hand(self, item: Any, future: Any, *, instance: Any = None) -> Callable[[], None]:
+        """As `send`; returns what is to be called when `future` was told or cancelled."""
+        worker, future, pending = self.send(item, instance, None, future)
+        return functools.partial(worker.answered, future, pending)
+
+    def is_of(self, function: Any) -> bool:
+        """Whether calls of it, or of a method of it, are calls of `send` and nothing else."""
+        return self.entry is not None and self.entry() is getattr(function, "__func__", function)
 
     async def stop(self) -> None:
         """Returns when all that was called before has been answered, and no thread is left.
@@ -389,4 +402,5 @@ def batched(function: Callable[..., Any], batcher: FunctionBatcher) -> Any:
         call = call_function
     functools.update_wrapper(call, function)
     call.batcher = batcher
+    batcher.entry = weakref.ref(call)
     return call
