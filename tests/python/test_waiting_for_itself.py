@@ -99,6 +99,57 @@ def test_a_plain_function_that_stops_or_calls_itself_is_told_so() -> None:
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_functions_that_call_each_other_in_a_circle_are_told_so(workers: int) -> None:
+    @ts.batch(max_batch_size=1, workers=workers)
+    async def first(items: list[int]) -> list[int]:
+        return [await second(item) for item in items]
+
+    @ts.batch(max_batch_size=1)
+    async def second(items: list[int]) -> list[int]:
+        return [await third(item) if item else item for item in items]
+
+    @ts.batch(max_batch_size=1)
+    async def third(items: list[int]) -> list[int]:
+        return [await first(item - 1) for item in items]
+
+    async def main() -> None:
+        with pytest.raises(ts.ExecutorError, match="a call inside .*first, which would wait for itself"):
+            await asyncio.wait_for(first(2), PATIENCE)
+        # Where nobody waits for it, a function may call what calls it.
+        assert await asyncio.wait_for(third(1), PATIENCE) == 0
+        for function in (first, second, third):
+            await function.batcher.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", ["run", "map"])
+def test_executors_that_call_each_other_in_a_circle_are_told_so(call: str) -> None:
+    with (
+        ts.Batcher(max_batch=1) as first,
+        ts.Batcher(max_batch=1) as second,
+        ts.Batcher(max_batch=1) as third,
+    ):
+
+        def ask(batcher: ts.Batcher, item: int, executor: Any) -> int:
+            return batcher.run(item, executor) if call == "run" else batcher.map([item], executor)[0]
+
+        def in_first(items: list[int]) -> list[int]:
+            return [ask(second, item, in_second) for item in items]
+
+        def in_second(items: list[int]) -> list[int]:
+            return [ask(third, item, in_third) if item else item for item in items]
+
+        def in_third(items: list[int]) -> list[int]:
+            return [ask(first, item - 1, in_first) for item in items]
+
+        with pytest.raises(ts.ExecutorError, match="inside an executor that this batcher waits for"):
+            first.submit(2, in_first).result(PATIENCE)
+        # Where nobody waits for it, an executor may call what calls it.
+        assert third.submit(1, in_third).result(PATIENCE) == 0
+
+
 def test_a_task_of_a_function_may_call_it_once_its_batch_is_over() -> None:
     tasks: list[asyncio.Task[int]] = []
 

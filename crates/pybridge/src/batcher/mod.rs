@@ -12,8 +12,10 @@
 //! - `entrance`: into the queue, or what backpressure says; `ending`: out of a batch, and back to who waits
 //! - `executor`: who shares a batch, what results are
 //! - `item`: an item and who waits for it: `slot` (a thread), `event_loop` (asyncio), `map`, or a future
+//! - `circle`: executors that would wait for themselves
 //! - `flush`: what a flush waits for; `terms`: isolation, admission, priorities, breaker
 
+mod circle;
 mod ending;
 mod entrance;
 mod event_loop;
@@ -25,8 +27,7 @@ mod slot;
 mod terms;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -36,6 +37,7 @@ use trustformers_batching::batcher::Job;
 use trustformers_batching::stats::Histogram;
 use trustformers_batching::{InstanceId, Priority};
 
+use self::circle::{Circle, Waiting};
 use self::ending::{Blame, Sleeper};
 use self::entrance::{Backpressure, Entrance, Place, Refusal, configuration};
 pub(crate) use self::event_loop::{LoopPort, settle};
@@ -75,8 +77,8 @@ pub(crate) struct Batcher {
     start: Py<PyAny>,
     started: AtomicBool,
     thread: Mutex<Option<Py<PyAny>>>,
-    /// That thread, once it asked for a batch: it must not wait for itself.
-    worker: OnceLock<ThreadId>,
+    /// Where that thread must not wait for itself.
+    place: Arc<circle::Place>,
     running: Mutex<Option<Running>>,
     /// A batch that was taken where the last one ended, by whom it is not for.
     left: Mutex<Option<Job<Item>>>,
@@ -132,7 +134,7 @@ impl Batcher {
             start,
             started: AtomicBool::new(false),
             thread: Mutex::new(None),
-            worker: OnceLock::new(),
+            place: Arc::default(),
             running: Mutex::new(None),
             left: Mutex::new(None),
             last: AtomicU64::new(u64::MAX),
@@ -145,7 +147,7 @@ impl Batcher {
     /// Runs `item` in a batch with others and returns its result, or raises what it failed with.
     fn run(this: &Bound<'_, Self>, item: Py<PyAny>, executor: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let (py, batcher) = (this.py(), this.get());
-        batcher.refuse_worker("run")?;
+        let _waiting = batcher.wait("run")?;
         Self::ensure_started(this)?;
         let slot = Slot::claim();
         let item = batcher.item(item, executor, Caller::Thread(Arc::clone(&slot)))?;
@@ -189,7 +191,7 @@ impl Batcher {
         priority: Option<&str>,
     ) -> PyResult<Option<Pending>> {
         let batcher = this.get();
-        batcher.refuse_worker("arun")?;
+        drop(batcher.wait("arun")?);
         Self::ensure_started(this)?;
         let priority = priority.map_or(Ok(Priority::Normal), terms::priority)?;
         let executor = batcher.executors.of(executor)?;
@@ -216,7 +218,7 @@ impl Batcher {
         progress: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let (py, batcher) = (this.py(), this.get());
-        batcher.refuse_worker("map")?;
+        let _waiting = batcher.wait("map")?;
         Self::ensure_started(this)?;
         let executor = batcher.executors.of(executor)?;
         let results = Arc::new(Collected::new());
@@ -240,7 +242,7 @@ impl Batcher {
 
     /// Lets what waits run now, and returns when all that was here has been answered.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        self.refuse_worker("flush")?;
+        let _waiting = self.wait("flush")?;
         let done = self.epochs.turn();
         self.entrance.flushes.fetch_add(1, Ordering::AcqRel);
         self.entrance.batcher.flush();
@@ -295,7 +297,7 @@ impl Batcher {
 
     /// Waits for the next batch: its executor and a new list of its items; `None` once closed and empty.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<(Py<PyAny>, Bound<'py, PyList>)>> {
-        self.worker.get_or_init(|| thread::current().id());
+        self.place.work();
         loop {
             let sleepers = std::mem::take(&mut *self.sleepers.lock());
             let left = self.left.lock().take();
@@ -356,15 +358,20 @@ impl Batcher {
         Ok(Item::new(item, executor, caller, Priority::Normal, self.epochs.current()))
     }
 
+    /// Notes that the calling thread waits for this batcher, until what is returned is dropped.
+    ///
     /// # Errors
-    /// `ExecutorError` on the thread that runs executors: it would wait for itself.
-    fn refuse_worker(&self, method: &str) -> PyResult<()> {
-        match self.worker.get() {
-            Some(&worker) if worker == thread::current().id() => Err(error::executor(format!(
-                "`{method}` was called from inside an executor of the same batcher, where it would wait for itself"
-            ))),
-            _ => Ok(()),
-        }
+    /// `ExecutorError` inside an executor that this batcher runs or waits for: it would wait for itself.
+    fn wait(&self, method: &str) -> PyResult<Waiting> {
+        self.place.wait().map_err(|circle| {
+            let executor = match circle {
+                Circle::Own => "of the same batcher",
+                Circle::Others => "that this batcher waits for",
+            };
+            error::executor(format!(
+                "`{method}` was called from inside an executor {executor}, where it would wait for itself"
+            ))
+        })
     }
 
     /// Starts the thread that runs executors, if nobody has. Before an item is made: meanwhile other threads
@@ -404,7 +411,7 @@ impl Batcher {
     /// Brings an item, and returns when it has its place in the queue.
     fn bring_waiting(py: Python<'_>, batcher: &Self, item: &Arc<Item>) -> PyResult<()> {
         // The executor's thread would wait for a batch that only it can run.
-        let waits = batcher.refuse_worker("submit");
+        let waits = batcher.wait("submit");
         let gate = waits.is_ok().then(Slot::claim);
         match batcher.entrance.enter(item, gate.is_some(), gate.as_ref()) {
             Ok(Place::Queued) => {
@@ -417,7 +424,7 @@ impl Batcher {
             },
             Err(Refusal::Closed) => Err(error::closed("the batcher is closed")),
             Err(Refusal::Rejected(rejection)) => Err(error::rejected(py, &rejection)),
-            Err(Refusal::Full) => waits,
+            Err(Refusal::Full) => waits.map(drop),
         }
     }
 

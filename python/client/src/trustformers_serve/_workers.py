@@ -22,20 +22,29 @@ _LOOK_EVERY_SECONDS = 0.1
 
 
 class _Run:
-    """A batch, or a thread of batches, that a function runs."""
+    """A batch that a function runs."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, callers: Callers) -> None:
         self.function = function
+        self.callers = callers
         self.is_over = False
 
+
+Callers = dict["asyncio.Future[Any]", tuple[_Run, ...]]
+"""For each call that waits for a worker and was made inside batches: those."""
 
 # What runs in this context: it must not wait for itself. A task begun here has the context even afterwards.
 _inside: ContextVar[tuple[_Run, ...]] = ContextVar("trustformers_batches", default=())
 
 
-def enter(function: Function) -> _Run:
-    """Notes that what is called in this context is called by `function`, until the run is over."""
-    run = _Run(function)
+def enter(function: Function, callers: Callers) -> _Run:
+    """Notes that what is called in this context is called by `function`, until the run is over.
+
+    Args:
+        function: What runs a batch.
+        callers: Who waits for its worker meanwhile.
+    """
+    run = _Run(function, callers)
     _inside.set((*(outer for outer in _inside.get() if not outer.is_over), run))
     return run
 
@@ -44,11 +53,19 @@ def refuse_inside(function: Function, what: str) -> None:
     """Raises where a batch of `function` would wait for itself.
 
     Raises:
-        ExecutorError: This is called by `function`, while it runs a batch.
+        ExecutorError: This is called by `function` while it runs a batch, or by one for which it waits.
     """
-    for run in _inside.get():
-        if run.function is function and not run.is_over:
+    runs = list(_inside.get())
+    seen: set[_Run] = set()
+    while runs:
+        run = runs.pop()
+        if run.is_over or run in seen:
+            continue
+        if run.function is function:
             raise ExecutorError(f"{what} inside {name(function)}, which would wait for itself")
+        seen.add(run)
+        for callers in list(run.callers.values()):
+            runs += callers
 
 
 class Worker(Batcher):
@@ -78,15 +95,18 @@ class Worker(Batcher):
         """
         self._function = function
         self._arguments = arguments
+        self._callers: Callers = {}
         self._on_thread = None
         if not coroutine:
-            self._on_thread = functools.update_wrapper(_OnThread(function, arguments), function)
+            on_thread = _OnThread(function, arguments, self._callers)
+            self._on_thread = functools.update_wrapper(on_thread, function)
         self.load = 0
         self._open(*limits, terms)
 
     def _begin(self) -> None:
         super()._begin()
         self.load = 0
+        self._callers.clear()
         self._routes: dict[asyncio.AbstractEventLoop, tuple[_core.LoopPort, Function]] = {}
 
     def send(
@@ -105,11 +125,16 @@ class Worker(Batcher):
             runner = types.MethodType(runner, instance)
         if future is None:
             future = loop.create_future()
-        return future, self._core.send(item, runner, future, port, priority)
+        pending = self._core.send(item, runner, future, port, priority)
+        if inside := _inside.get():
+            self._callers[future] = inside
+        return future, pending
 
     def answered(self, future: asyncio.Future[Any], pending: _core.Pending | None) -> None:
         """Takes an item back whose caller was cancelled; one that ended leaves nothing behind."""
         self.load -= 1
+        if self._callers:
+            self._callers.pop(future, None)
         if pending is not None and future.cancelled():
             pending.cancel()
 
@@ -118,7 +143,7 @@ class Worker(Batcher):
             self._routes.pop(closed, None)
         port, runner = self._port(loop), self._on_thread
         if runner is None:
-            on_loop = _OnLoop(self._core, self._function, loop, port, self._arguments)
+            on_loop = _OnLoop(self._core, self._function, loop, port, self._arguments, self._callers)
             runner = functools.update_wrapper(on_loop, self._function)
         return self._routes.setdefault(loop, (port, runner))
 
@@ -126,13 +151,14 @@ class Worker(Batcher):
 class _OnThread:
     """Runs a plain function, on the thread that calls it."""
 
-    def __init__(self, function: Function, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, arguments: Mapping[str, Any], callers: Callers) -> None:
         self._function = function
         self._arguments = arguments
+        self._callers = callers
 
     def __call__(self, *given: Any) -> Any:
         """What the function returns for a batch."""
-        run = enter(self._function)
+        run = enter(self._function, self._callers)
         try:
             return self._function(*given, **self._arguments)
         finally:
@@ -153,12 +179,14 @@ class _OnLoop:
         loop: asyncio.AbstractEventLoop,
         port: _core.LoopPort,
         arguments: Mapping[str, Any],
+        callers: Callers,
     ) -> None:
         self._core = core
         self._coroutine_function = function
         self._loop = loop
         self._port = port
         self._arguments = arguments
+        self._callers = callers
         # Loops hold their tasks weakly.
         self._task: asyncio.Task[None] | None = None
 
@@ -198,7 +226,7 @@ class _OnLoop:
             ended.release()
 
     async def _run_batch(self, *given: Any) -> None:
-        run = enter(self._coroutine_function)
+        run = enter(self._coroutine_function, self._callers)
         try:
             results = await self._coroutine_function(*given, **self._arguments)
         except BaseException as error:
