@@ -166,20 +166,6 @@ class Batcher:
             pending.cancel()
             raise
 
-    def hand(self, item: T, executor: Executor[T, R], future: Any) -> Callable[[], None]:
-        """As `arun`, for what stands for a future: it has `set_result`, `set_exception` and `cancelled`.
-
-        Returns what is to be called when it was told or cancelled.
-        """
-        loop = asyncio.get_running_loop()
-        pending = self._core.send(item, executor, future, self._ports.get(loop) or self._port(loop))
-
-        def forget() -> None:
-            if pending is not None and future.cancelled():
-                pending.cancel()
-
-        return forget
-
     def submit(self, item: T, executor: Executor[T, R]) -> concurrent.futures.Future[R]:
         """A future of the result of `item`; `cancel` works until its batch starts.
 
@@ -288,6 +274,20 @@ class Batcher:
             f"<Batcher max_batch={max_batch} max_wait_ms={max_wait * 1e3:g} "
             f"backpressure={backpressure!r} max_queue={max_queue}{most}>"
         )
+
+    def _hand(self, item: T, executor: Executor[T, R], future: Any) -> Callable[[], None]:
+        """As `arun`, for what stands for a future: it has `set_result`, `set_exception` and `cancelled`.
+
+        Returns what is to be called when it was told or cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        pending = self._core.send(item, executor, future, self._ports.get(loop) or self._port(loop))
+
+        def forget() -> None:
+            if pending is not None and future.cancelled():
+                pending.cancel()
+
+        return forget
 
     def _check_size(self, item: Any, executor: Any) -> None:
         limit = self._max_item_bytes

@@ -37,12 +37,13 @@ class Autobatched(Generic[T, R]):
         """The result of `item`, run in a batch with the items of other callers."""
         return self.batcher.run(item, self._function)
 
-    def hand(self, item: Any, future: Any) -> Callable[[], None]:
+    def _hand(self, item: Any, future: Any) -> Callable[[], None]:
         """Brings an item on the running event loop, for what stands for a future of its result.
 
         Returns what is to be called when `future` was told or cancelled.
         """
-        return self.batcher.hand(item, self._function, future)
+        hand = self.batcher._hand  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
+        return hand(item, self._function, future)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """As a function is: by its name."""

@@ -181,7 +181,8 @@ class _Loops:
         function = info.function
         batcher = getattr(function, "batcher", None)
         if isinstance(function, Autobatched):
-            loop, begin = self.batches, handing(function.hand, bound.argument, info.name)
+            hand = function._hand  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
+            loop, begin = self.batches, handing(hand, bound.argument, info.name)
         elif isinstance(batcher, FunctionBatcher) and batcher.is_of(function):
             hand = functools.partial(batcher.hand, instance=getattr(function, "__self__", None))
             loop, begin = self.coroutines, handing(hand, bound.argument, info.name)
