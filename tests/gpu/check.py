@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -15,13 +16,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT, OUTPUT = 128, 64
+# The largest difference that is rounding.
+WORST = 1e-2
 
 
 class Server:
     """The server as a process, on one device."""
 
-    def __init__(self, device: str, checkpoint: str | None) -> None:
-        model = f"path = {json.dumps(checkpoint)}" if checkpoint else ""
+    def __init__(self, device: str, checkpoint: str | None, dtype: str) -> None:
+        model = f"dtype = '{dtype}'\n" + (f"path = {json.dumps(checkpoint)}" if checkpoint else "")
         name = "llm" if checkpoint else "tinylm"
         config = f"[server]\nport = 0\n[device]\ndefault = '{device}'\n[models.{name}]\n{model}\n"
         config += "[models.mlp]\n[models.minilm]\n"
@@ -54,12 +57,17 @@ class Server:
         self._folder.cleanup()
 
 
-def answers(server: Server) -> tuple[list[float], list[float], str]:
-    """What each model says to one question."""
-    row = server.post("/models/mlp/predict", {"data": [0.5] * 64})["data"]
-    embedding = server.post("/models/minilm/predict", {"data": "A cat sleeps."})["data"]
-    asked = {"model": server.name, "prompt": list(range(4, 24)), "max_tokens": 8, "temperature": 0}
-    return row, embedding, server.post("/v1/completions", asked)["choices"][0]["text"]
+def answers(server: Server) -> dict[str, list[float] | str]:
+    """What each model says to one question, and how likely it finds each token of a prompt and of its text."""
+    asked = {"model": server.name, "prompt": list(range(4, 24)), "max_tokens": 32, "temperature": 0}
+    asked |= {"echo": True, "logprobs": 0, "ignore_eos": True}
+    [choice] = server.post("/v1/completions", asked)["choices"]
+    return {
+        "mlp": server.post("/models/mlp/predict", {"data": [0.5] * 64})["data"],
+        "minilm": server.post("/models/minilm/predict", {"data": "A cat sleeps."})["data"],
+        f"{server.name}'s log-probabilities": choice["logprobs"]["token_logprobs"][1:],
+        f"{server.name}'s text": choice["text"],
+    }
 
 
 def tokens_a_second(server: Server, clients: int) -> float:
@@ -77,25 +85,41 @@ def tokens_a_second(server: Server, clients: int) -> float:
         return tokens / (time.perf_counter() - started)
 
 
+def compare(here: dict[str, list[float] | str], there: dict[str, list[float] | str]) -> None:
+    """Fails where two devices do not say the same."""
+    for what, mine in here.items():
+        other = there[what]
+        if isinstance(mine, str) or isinstance(other, str):
+            if mine != other:
+                raise SystemExit(f"{what} is wrong there: {other!r}, not {mine!r}")
+            print(f"{what}: the CPU's")
+            continue
+        worst = max(abs(float(a) - float(b)) for a, b in zip(mine, other, strict=True))
+        print(f"{what}: differs from the CPU by at most {worst:.2g}")
+        if worst > WORST:
+            raise SystemExit(f"{what} is wrong there")
+
+
 def main() -> None:
-    """Compares and times."""
-    checkpoint = sys.argv[1] if len(sys.argv) > 1 else None
-    said: dict[str, tuple[list[float], list[float], str]] = {}
-    for device in ("cpu", "cuda:0"):
-        server = Server(device, checkpoint)
+    """Compares in f32, and times in bf16."""
+    parser = argparse.ArgumentParser(prog="check.sh", description=__doc__)
+    parser.add_argument("checkpoint", nargs="?", help="a language model's folder; without it tinylm")
+    parser.add_argument("--device", default="cuda:0", help="what is compared with the CPU (default: cuda:0)")
+    asked = parser.parse_args()
+    said: list[dict[str, list[float] | str]] = []
+    for device in ("cpu", asked.device):
+        server = Server(device, asked.checkpoint, "f32")
         try:
-            said[device] = answers(server)
-            if device != "cpu":
-                for clients in (1, 8, 32):
-                    print(f"{clients:3} clients: {tokens_a_second(server, clients):,.0f} tokens/s")
+            said.append(answers(server))
         finally:
             server.close()
-    for what, here, there in zip(("mlp", "minilm"), said["cpu"], said["cuda:0"], strict=False):
-        worst = max(abs(float(a) - float(b)) for a, b in zip(here, there, strict=True))
-        print(f"{what}: differs from the CPU by at most {worst:.2g}")
-        if worst > 1e-2:
-            raise SystemExit(f"{what} is wrong on the GPU")
-    print("text:", "the CPU's" if said["cpu"][2] == said["cuda:0"][2] else f"another: {said['cuda:0'][2]!r}")
+    compare(*said)
+    server = Server(asked.device, asked.checkpoint, "bf16")
+    try:
+        for clients in (1, 8, 32):
+            print(f"{clients:3} clients: {tokens_a_second(server, clients):,.0f} tokens/s")
+    finally:
+        server.close()
 
 
 if __name__ == "__main__":

@@ -185,6 +185,8 @@ fn the_model_ends_its_text_unless_that_is_ignored() {
     let tokens = reply["usage"]["completion_tokens"].as_u64().unwrap();
     let longer = running.post(COMPLETIONS, &with(&body, json!({ "min_tokens": tokens + 5 }))).ok();
     assert!(longer["usage"]["completion_tokens"].as_u64().unwrap() >= tokens + 5);
+    let unsaid = json!({ "prompt": "The old sailor", "min_tokens": 50 });
+    assert_eq!(running.post(COMPLETIONS, &unsaid).ok()["usage"]["completion_tokens"], 50);
     let ignored = running.post(COMPLETIONS, &with(&body, json!({ "ignore_eos": true }))).ok();
     assert_eq!(ignored["usage"]["completion_tokens"], 400);
 }
@@ -315,6 +317,8 @@ pub(crate) fn begun(running: &Running, body: &Value) -> Connection {
     connection
 }
 
+const SEQUENCES_RUNNING: &str = "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
+
 #[test]
 fn clients_who_leave_free_their_blocks() {
     let running = start(&format!("{TINYLM}models.tinylm.batching.continuous.max_sequences = 16\n"));
@@ -322,6 +326,7 @@ fn clients_who_leave_free_their_blocks() {
     for _ in 0..10 {
         let streams: Vec<_> = (0..10).map(|_| begun(&running, &body)).collect();
         assert!(used_blocks(&running) > 0.0);
+        assert!(running.metric(SEQUENCES_RUNNING) > 0.0);
         drop(streams);
     }
     // And those who have heard nothing yet.
@@ -330,8 +335,7 @@ fn clients_who_leave_free_their_blocks() {
     // The one that asks is one.
     running.eventually("all are gone", |running| running.metric("trustformers_connections") == 1.0);
     running.eventually("all blocks are free", |running| used_blocks(running) == 0.0);
-    let sequences = "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
-    assert_eq!(running.metric(sequences), 0.0);
+    assert_eq!(running.metric(SEQUENCES_RUNNING), 0.0);
     running.eventually("all are counted", |running| running.outcomes("tinylm", "cancelled") >= 100.0);
     assert!(running.post(COMPLETIONS, &endless(3)).ok()["usage"]["completion_tokens"] == 3);
 }

@@ -96,5 +96,7 @@ fn openais_list_of_models_has_every_model() {
     let ids: Vec<_> = models.iter().map(|model| model["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["delay", "minilm"]);
     assert!(models.iter().all(|model| model["object"] == "model" && model["created"].as_u64().unwrap() > 0));
+    assert_eq!(running.get("/v1/models/minilm").ok()["id"], "minilm");
+    assert_eq!(running.get("/v1/models/nobody").code(), "model_not_found");
     assert!(minilm_folder().is_dir());
 }

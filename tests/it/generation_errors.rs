@@ -222,6 +222,49 @@ fn what_the_cache_can_never_hold_is_refused_at_once() {
 }
 
 #[test]
+fn who_does_not_say_how_many_tokens_gets_what_the_cache_has_room_for() {
+    // 48 blocks of 16 tokens, for a context of 2048.
+    let running = serve("models.tinylm.batching.continuous.kv_cache_memory = '1MB'\n");
+    let message = json!([{ "role": "user", "content": "Tell me more." }]);
+    let endless = |n: u32| json!({ "messages": message, "n": n, "ignore_eos": true });
+    for n in [1, 3] {
+        let reply = running.post("/v1/chat/completions", &endless(n)).ok();
+        let prompt = reply["usage"]["prompt_tokens"].as_u64().unwrap();
+        let each = reply["usage"]["completion_tokens"].as_u64().unwrap() / u64::from(n);
+        // The last token is not fed.
+        assert_eq!((prompt + each - 1) / 16, 48, "{prompt} and {each}");
+        assert_eq!(reply["choices"][0]["finish_reason"], "length");
+    }
+    let reply = running.post("/v1/inference/stream", &json!({ "inputs": "Tell me" }));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+#[test]
+fn ids_that_the_tokenizer_does_not_know_are_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&builtin_models().join("tinylm"), folder.path());
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (last, id) = vocabulary.iter().max_by_key(|(_, id)| id.as_u64()).unwrap();
+    let (last, id) = (last.clone(), id.as_u64().unwrap());
+    vocabulary.remove(&last);
+    let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();
+    merges.retain(|merge| {
+        merge.as_array().unwrap().iter().filter_map(Value::as_str).collect::<String>() != last
+    });
+    replace(&path, tokenizer.to_string().as_bytes());
+    let running = start(&format!("{INSTANT}models.a.path = {}\n", quoted(folder.path())));
+    let body =
+        json!({ "model": "a", "prompt": "The old", "max_tokens": 3, "temperature": 0, "ignore_eos": true });
+    let drawn = running
+        .post(COMPLETIONS, &with(&body, json!({ "logit_bias": { id.to_string(): 100 }, "logprobs": 1 })))
+        .ok();
+    assert_eq!((&drawn["choices"][0]["text"], &drawn["usage"]["completion_tokens"]), (&json!(""), &json!(3)));
+    assert_ne!(running.post(COMPLETIONS, &body).ok()["choices"][0]["text"], "");
+}
+
+#[test]
 fn a_full_queue_says_when_to_try_again() {
     let running = serve(
         "models.tinylm.batching.continuous.max_sequences = 1\nmodels.tinylm.batching.max_queue_size = 1\n",
@@ -256,6 +299,19 @@ fn time_that_is_over_ends_a_text() {
     assert_eq!(last["error"]["code"], "deadline_exceeded");
     assert_eq!(running.outcomes("tinylm", "deadline_exceeded"), 2.0);
     assert_eq!(used_blocks(&running), 0.0);
+}
+
+#[test]
+fn a_first_token_that_does_not_come_in_time_is_given_up() {
+    let running =
+        serve("server.request_timeout = '50ms'\nmodels.tinylm.batching.continuous.max_sequences = 1\n");
+    let held = begun(&running, &with(&endless(2000), json!({ "timeout_ms": 60_000 })));
+    let reply = running.post(COMPLETIONS, &endless(2));
+    assert_eq!((reply.status, reply.code().as_str()), (504, "deadline_exceeded"));
+    assert!(reply.message().contains("the first token was over before it was there"), "{}", reply.message());
+    assert_eq!(running.outcomes("tinylm", "deadline_exceeded"), 1.0);
+    drop(held);
+    running.eventually("its blocks are free", |running| used_blocks(running) == 0.0);
 }
 
 #[test]

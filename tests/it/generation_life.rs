@@ -19,6 +19,20 @@ fn outcome(connection: &mut Connection) -> String {
 }
 
 #[test]
+fn an_urgent_text_runs_before_one_that_has_waited_for_longer() {
+    let running = start(&format!("{TINYLM}models.tinylm.batching.continuous.max_sequences = 1\n"));
+    let held = begun(&running, &endless(2000));
+    let waits = running.post_later(COMPLETIONS, &with(&endless(2000), json!({ "priority": "low" })));
+    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    let mut urgent = running.post_later(COMPLETIONS, &with(&endless(2), json!({ "priority": "high" })));
+    drop(held);
+    urgent.reply().ok();
+    assert_eq!(running.outcomes("tinylm", "ok"), 1.0, "it came after the other");
+    drop(waits);
+    running.eventually("its blocks are free", |running| used_blocks(running) == 0.0);
+}
+
+#[test]
 fn a_stopping_server_lets_streams_end() {
     let running = start(TINYLM);
     let mut text = begun(&running, &endless(600));

@@ -75,6 +75,7 @@ def models() -> dict[str, Any]:
     """Every family, and every option in some of them."""
     llama3: dict[str, Any] = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     windows: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+    yarn: dict[str, Any] = {"factor": 4.0, "mscale": 1.3, "mscale_all_dim": 0.6, "truncate": False}
     gpt2: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "n_positions": 256,
@@ -91,11 +92,13 @@ def models() -> dict[str, Any]:
         "llama_linear": llama(**rope("linear", factor=3.0)),
         "llama_dynamic": llama(**rope("dynamic", factor=2.0), max_position_embeddings=100),
         "llama_yarn": llama(**rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+        "llama_yarn_weights": llama(**rope("yarn", original_max_position_embeddings=64, **yarn)),
         "mistral": sharpen(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=24)), 2),
         "mistral_no_window": sharpen(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)), 2),
         "qwen2": sharpen(Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)), 3),
         "qwen2_windows": sharpen(Qwen2ForCausalLM(Qwen2Config(**SIZES, **windows)), 3),
         "qwen3": sharpen(Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)), 4),
+        "qwen3_windows": sharpen(Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32, **windows)), 4),
         "gpt2": sharpen(GPT2LMHeadModel(GPT2Config(**gpt2)), 5),
         "gpt2_by_layer": sharpen(
             GPT2LMHeadModel(GPT2Config(**gpt2, n_inner=100, scale_attn_by_inverse_layer_idx=True)), 5

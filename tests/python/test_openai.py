@@ -44,6 +44,9 @@ def peer(url: str) -> Iterator[openai.OpenAI]:
 def test_models_are_listed(peer: openai.OpenAI) -> None:
     listed = {model.id: model.object for model in peer.models.list()}
     assert listed == {"chatty": "model", "plain": "model"}
+    assert peer.models.retrieve("plain").id == "plain"
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        peer.models.retrieve("nobody")
 
 
 def test_a_chat_is_the_same_whole_and_streamed(peer: openai.OpenAI) -> None:

@@ -413,19 +413,43 @@ fn works_that_do_not_fit_are_refused_by_their_place() {
     assert_eq!(copy, "a copy from block 3 to block 101, of 101");
 }
 
+/// A checkpoint in which one weight is no number.
+fn broken(case: &Case, tensor: &str, at: usize) -> tempfile::TempDir {
+    altered(&case.folder, "model.safetensors", |bytes| {
+        let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let data = tensors.tensor(tensor).unwrap().data().as_ptr();
+        let offset = data as usize - bytes.as_ptr() as usize + at * 4;
+        let mut bytes = bytes.to_vec();
+        bytes[offset..offset + 4].copy_from_slice(&f32::NAN.to_ne_bytes());
+        bytes
+    })
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_not_hidden_by_its_type() {
+    let case = &cases()["llama"];
+    let folder = broken(case, "model.layers.1.mlp.down_proj.weight", 7);
+    for (dtype, quantization) in [
+        (DType::F32, None),
+        (DType::Bf16, None),
+        (DType::F32, Some(Quantization::Int8)),
+        (DType::Bf16, Some(Quantization::Int8)),
+    ] {
+        for means in INSTRUCTION_SETS.map(Means::Kernels) {
+            let mut runner = load(folder.path(), dtype, quantization, 1).with_means(means);
+            let work = Sequence::new(&case.texts[2], &mut Blocks::scrambled()).work(usize::MAX);
+            let logits = rows(&runner.step(&[work], &[]).unwrap());
+            assert!(logits[0].iter().all(|logit| logit.is_nan()), "{dtype:?} {quantization:?} {means:?}");
+        }
+    }
+}
+
 #[test]
 fn a_sequence_that_becomes_nan_leaves_others_as_they_are() {
     let case = &cases()["llama"];
     // Only this token's embedding is broken.
     let token = 99_u32;
-    let folder = altered(&case.folder, "model.safetensors", |bytes| {
-        let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
-        let view = tensors.tensor("model.embed_tokens.weight").unwrap();
-        let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize + token as usize * 48 * 4;
-        let mut bytes = bytes.to_vec();
-        bytes[offset..offset + 4].copy_from_slice(&f32::NAN.to_ne_bytes());
-        bytes
-    });
+    let folder = broken(case, "model.embed_tokens.weight", token as usize * 48);
     let mut runner = runner_with(folder.path(), DType::F32, 2);
     let mut blocks = Blocks::scrambled();
     let mut broken = Sequence::new(&case.texts[4], &mut blocks).work(90);

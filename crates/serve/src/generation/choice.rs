@@ -139,11 +139,8 @@ impl Choice {
     }
 
     /// Takes in its end.
-    ///
-    /// # Errors
-    /// When the tokenizer cannot make text of its last tokens.
-    pub fn end(&mut self, by_length: bool) -> Result<Delta, TextError> {
-        let rest = self.detokenizer.finish()?.to_owned();
+    pub fn end(&mut self, by_length: bool) -> Delta {
+        let rest = self.detokenizer.finish().to_owned();
         let mut released = self.stops.push(&rest);
         let finish = self.stopped(&released).unwrap_or(match self.stop_token {
             Some(token) => FinishReason::StopToken(token),
@@ -154,7 +151,7 @@ impl Choice {
             released.text += &self.stops.finish();
         }
         self.ended = true;
-        Ok(Delta { text: released.text, told: None, finish: Some(finish) })
+        Delta { text: released.text, told: None, finish: Some(finish) }
     }
 
     fn stopped(&mut self, released: &Released) -> Option<FinishReason> {

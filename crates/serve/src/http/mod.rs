@@ -54,6 +54,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET", "/tokenizer_info"),
     ("POST", "/v1/embeddings"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
     ("GET", "/models"),
     ("GET", "/models/{name}"),
     ("POST", "/admin/models/{name}/reset_breaker"),
@@ -84,6 +85,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/tokenizer_info", get(tokens::tokenizer_info))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
+        .route("/v1/models/{name}", get(openai::model))
         .route("/models", get(models::list))
         .route("/models/{name}", get(models::one))
         .route("/models/{name}/load", post(models::load))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
@@ -20,7 +20,7 @@ use super::infer::{
 use super::wire::malformed_json;
 use crate::app::App;
 use crate::backend::{Input, Output, Signature};
-use crate::registry::{Terms, Version};
+use crate::registry::{Model, Terms, Version};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -231,13 +231,19 @@ fn embedding_value(output: &Output, format: EncodingFormat) -> Result<EmbeddingV
 
 /// `GET /v1/models`
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() - app.started.elapsed();
-    let data: Vec<_> = app
-        .registry
-        .models()
-        .map(|model| {
-            json!({ "id": model.name(), "object": "model", "created": created.as_secs(), "owned_by": "trustformers" })
-        })
-        .collect();
+    let data: Vec<_> = app.registry.models().map(|model| described(&app, model)).collect();
     Json(json!({ "object": "list", "data": data }))
+}
+
+/// `GET /v1/models/{name}`
+pub(super) async fn model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(described(&app, app.registry.model(&name)?)))
+}
+
+fn described(app: &App, model: &Model) -> Value {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() - app.started.elapsed();
+    json!({ "id": model.name(), "object": "model", "created": created.as_secs(), "owned_by": "trustformers" })
 }

@@ -227,6 +227,7 @@ fn summary(route: &str) -> &'static str {
         "/v1/responses" => "What a model says to a text or a conversation, as OpenAI has it",
         "/v1/embeddings" => "Embeddings of texts, as OpenAI has it",
         "/v1/models" => "The models, as OpenAI has it",
+        "/v1/models/{name}" => "One model, as OpenAI has it",
         "/tokenize" => "The tokens of a text",
         "/detokenize" => "The text of tokens",
         "/tokenizer_info" => "What a tokenizer is",

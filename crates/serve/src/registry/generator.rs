@@ -87,18 +87,20 @@ fn context(source: &Source, decoder: &LoadedDecoder) -> Result<u32, String> {
     Ok(u32::try_from(asked).unwrap_or(u32::MAX))
 }
 
-/// Blocks of the cache: what its memory holds; where none is set, no more than can ever be in use, and half of what is
-/// free, as steps need memory too.
+/// The cache's memory where the configuration does not say: no more than can ever be in use, and half of what is free,
+/// as steps need memory too.
+fn unless_said(most: u64, free: Option<u64>) -> u64 {
+    free.map_or(most, |free| most.min(free / 2))
+}
+
+/// Blocks of the cache: what its memory holds.
 fn blocks(source: &Source, decoder: &LoadedDecoder, context: u32, device: Device) -> Result<u32, String> {
     let continuous = &source.settings.batching.continuous;
     let bytes_per_block = decoder.bytes_per_block(continuous.block_size as usize).max(1) as u64;
     let most = u64::from(continuous.max_sequences) * u64::from(context.div_ceil(continuous.block_size));
-    let memory = match continuous.kv_cache_memory {
-        Some(memory) => memory,
-        None => {
-            free_memory(device).map_or(most * bytes_per_block, |free| free / 2).min(most * bytes_per_block)
-        }
-    };
+    let memory = continuous
+        .kv_cache_memory
+        .unwrap_or_else(|| unless_said(most.saturating_mul(bytes_per_block), free_memory(device)));
     let blocks = memory / bytes_per_block;
     let tokens = blocks * u64::from(continuous.block_size);
     if blocks > 0 && tokens < u64::from(context) {
@@ -144,4 +146,16 @@ fn warm_up(runner: &mut Runner, runs: u32) -> Result<(), String> {
         Ok(result) => result,
         Err(_) => Err("warm-up: it panicked".to_owned()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_takes_half_of_what_is_free_and_no_more_than_it_can_use() {
+        assert_eq!(unless_said(1000, Some(600)), 300);
+        assert_eq!(unless_said(1000, Some(6000)), 1000);
+        assert_eq!(unless_said(1000, None), 1000);
+    }
 }

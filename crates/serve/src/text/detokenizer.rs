@@ -21,9 +21,9 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// Continues `prompt`, of which ids beyond the vocabulary are passed over.
+    /// Continues `prompt`. Ids without a token, there and later, are no text.
     pub fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], skip_special: bool) -> Self {
-        let counts = |&&id: &&u32| matches!(tokenizer.counts(id, skip_special), Ok(true));
+        let counts = |&&id: &&u32| tokenizer.counts(id, skip_special);
         let mut started = false;
         // Characters end within the last three bytes, and the last tokens may have none.
         let mut last = Vec::new();
@@ -41,7 +41,7 @@ impl Detokenizer {
     /// What has become certain with one more token, maybe nothing.
     ///
     /// # Errors
-    /// When the id is beyond the vocabulary; then nothing is added, and the next token may be pushed.
+    /// When the tokenizer cannot make text of it; then nothing is added, and the next token may be pushed.
     pub fn push(&mut self, token: u32) -> Result<&str, TextError> {
         self.text.clear();
         self.started |= self.tokenizer.append(token, self.started, self.skip_special, &mut self.bytes)?;
@@ -66,16 +66,13 @@ impl Detokenizer {
     }
 
     /// The rest: nothing more comes that could finish a character.
-    ///
-    /// # Errors
-    /// None today.
-    pub fn finish(&mut self) -> Result<&str, TextError> {
+    pub fn finish(&mut self) -> &str {
         self.text.clear();
         if !self.bytes.is_empty() {
             self.bytes.clear();
             self.text.push(char::REPLACEMENT_CHARACTER);
         }
-        Ok(&self.text)
+        &self.text
     }
 }
 

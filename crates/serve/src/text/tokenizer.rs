@@ -80,6 +80,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let (mut bytes, mut started) = (Vec::new(), false);
         for &id in ids {
+            if id > self.highest_id() {
+                return Err(TextError::UnknownToken { id, highest: self.highest_id() });
+            }
             started |= self.append(id, started, skip_special, &mut bytes)?;
         }
         Ok(match String::from_utf8(bytes) {
@@ -96,7 +99,7 @@ impl Tokenizer {
         skip_special: bool,
         bytes: &mut Vec<u8>,
     ) -> Result<bool, TextError> {
-        if !self.counts(id, skip_special)? {
+        if !self.counts(id, skip_special) {
             return Ok(false);
         }
         match &self.tokens[id as usize] {
@@ -108,12 +111,10 @@ impl Tokenizer {
         Ok(true)
     }
 
-    /// Whether a token is part of a text: one that is, and that is not left out.
-    pub(super) fn counts(&self, id: u32, skip_special: bool) -> Result<bool, TextError> {
-        match self.tokens.get(id as usize) {
-            Some(token) => Ok(token.is_some() && !(skip_special && self.is_special(id))),
-            None => Err(TextError::UnknownToken { id, highest: self.highest_id() }),
-        }
+    /// Whether a token is part of a text: one that is, and that is not left out. Models may know more ids than their
+    /// tokenizers, and draw them.
+    pub(super) fn counts(&self, id: u32, skip_special: bool) -> bool {
+        self.token(id).is_some() && !(skip_special && self.is_special(id))
     }
 
     /// The largest id that has a token.

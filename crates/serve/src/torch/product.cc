@@ -136,14 +136,17 @@ void pack_rounded(const float* from, int64_t inputs, char* to) {
   }
 }
 
-// The same, rounded to int8 with a scale of its own.
+// The same, rounded to int8 with a scale of its own. Of weights that are not all numbers, products are NaN.
 void quantize_row(const float* from, int64_t inputs, char* panel, int64_t at) {
-  float largest = 0;
-  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::abs(from[i]));
-  const float scale = largest / 127.0f;
+  float largest = 0, broken = 0;
+  for (int64_t i = 0; i < inputs; ++i) {
+    largest = std::max(largest, std::abs(from[i]));
+    broken += from[i] - from[i];  // NaN, where a weight is not finite
+  }
+  const float scale = largest / 127.0f + broken;
   int32_t sum = 0;
   for (int64_t i = 0; i < inputs; ++i) {
-    const auto rounded = static_cast<int8_t>(largest > 0 ? std::nearbyint(from[i] / scale) : 0.0f);
+    const auto rounded = static_cast<int8_t>(scale > 0 ? std::nearbyint(from[i] / scale) : 0.0f);
     sum += rounded;
     panel[i / 4 * 4 * kPanelOutputs + at * 4 + i % 4] = static_cast<char>(rounded);
   }

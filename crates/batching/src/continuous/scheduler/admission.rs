@@ -240,15 +240,9 @@ impl Scheduler {
         if prompt + u64::from(max_tokens) > u64::from(limit) {
             return Err(Refusal::ContextExceeded { prompt, max_tokens, limit });
         }
-        // Sequences of one request can run one after the other, unless none may be preempted.
-        let together = if self.config.preemption { 1 } else { u64::from(request.sequences) };
-        let tokens = most_fed(request.prompt.len(), max_tokens);
-        let blocks = u64::from(self.config.blocks);
-        if together * blocks_for(tokens, self.config.block_size) > blocks {
-            let limit = blocks / together * u64::from(self.config.block_size);
-            return Err(Rejection::NeverFits { cost: tokens, limit }.into());
-        }
-        Ok(())
+        let (cost, limit) =
+            (most_fed(request.prompt.len(), max_tokens), self.config.most_fed(request.sequences));
+        if cost > limit { Err(Rejection::NeverFits { cost, limit }.into()) } else { Ok(()) }
     }
 
     /// Whether an empty queue holds so much, and steps so many sequences of one request.

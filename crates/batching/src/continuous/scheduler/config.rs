@@ -55,6 +55,23 @@ impl Default for ContinuousConfig {
 }
 
 impl ContinuousConfig {
+    /// Most tokens that may ever follow a prompt of `prompt` tokens, in each of `sequences` texts of one request:
+    /// what the context and the cache have room for, maybe none.
+    pub fn most_tokens(&self, prompt: usize, sequences: u32) -> u32 {
+        let prompt = prompt as u64;
+        let context = u64::from(self.max_context).saturating_sub(prompt);
+        // The last token is drawn and never fed.
+        let cache = (self.most_fed(sequences) + 1).saturating_sub(prompt);
+        u32::try_from(context.min(cache)).unwrap_or(u32::MAX)
+    }
+
+    /// Most tokens whose keys and values each of `sequences` texts of one request may ever hold.
+    pub(super) fn most_fed(&self, sequences: u32) -> u64 {
+        // They can run one after the other, unless none may be preempted.
+        let together = if self.preemption { 1 } else { sequences.max(1) };
+        u64::from(self.blocks / together) * u64::from(self.block_size)
+    }
+
     /// With everything that must be at least 1 being so.
     pub(super) fn normalised(mut self) -> Self {
         for least_one in [

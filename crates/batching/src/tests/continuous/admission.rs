@@ -42,6 +42,22 @@ fn what_the_pool_can_never_hold_is_refused_and_what_fills_it_runs() {
 }
 
 #[test]
+fn the_most_that_may_follow_a_prompt_is_let_in_and_no_more_is() {
+    for (blocks, max_context) in [(5, 400), (5, 20), (100, 20), (1, 20)] {
+        for (preemption, sequences) in [(true, 1), (true, 3), (false, 1), (false, 3)] {
+            let config = ContinuousConfig { blocks, max_context, preemption, ..config() };
+            for prompt in [1, 4, 12, 19] {
+                let most = config.most_tokens(prompt as usize, sequences);
+                let asks = |max_tokens| Request { sequences, ..request(0..prompt, max_tokens) };
+                let case = format!("{prompt} tokens, {config:?}");
+                assert!(World::new(config.clone()).submit(asks(most + 1)).is_err(), "{case}");
+                assert!(most == 0 || World::new(config.clone()).submit(asks(most)).is_ok(), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
 fn sequences_that_fit_only_one_after_the_other_are_let_in_where_they_may_be_preempted() {
     let config = ContinuousConfig { blocks: 5, ..config() };
     let asks = Request { sequences: 3, ..request(0..8, 12) };

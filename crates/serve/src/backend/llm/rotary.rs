@@ -44,6 +44,8 @@ pub enum Scaling {
         fast: f64,
         /// Rotations up to which it is divided in full.
         slow: f64,
+        /// Whether those two are brought to whole frequencies.
+        whole: bool,
         /// The trained length.
         trained: f64,
         /// What cosines and sines are multiplied by.
@@ -104,12 +106,13 @@ impl Rotary {
                 let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
                 plain(pair) * (kept + (1.0 - kept) / factor)
             }
-            Scaling::Yarn { factor, fast, slow, trained, .. } => {
+            Scaling::Yarn { factor, fast, slow, whole, trained, .. } => {
                 let pair_of = |rotations: f64| {
                     width as f64 * (trained / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
                 };
-                let low = pair_of(fast).floor().max(0.0);
-                let high = pair_of(slow).ceil().min(width as f64 - 1.0);
+                let (low, high) = (pair_of(fast), pair_of(slow));
+                let (low, high) = if whole { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
                 // Never divided by nothing.
                 let span = if low == high { 0.001 } else { high - low };
                 let divided = ((pair as f64 - low) / span).clamp(0.0, 1.0);
@@ -178,13 +181,25 @@ fn read_scaling(json: &Json, context: f64) -> Result<Scaling, LlmError> {
         },
         "yarn" => {
             let factor = json.number("factor")?;
-            let magnitude = json.optional_number("attention_factor")?;
+            let own = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+            let weight =
+                |name| Ok::<_, LlmError>(json.optional_number(name)?.filter(|&weight| weight != 0.0));
+            let magnitude = match (
+                json.optional_number("attention_factor")?,
+                weight("mscale")?,
+                weight("mscale_all_dim")?,
+            ) {
+                (Some(magnitude), ..) => magnitude,
+                (None, Some(weight), Some(of_all)) => own(weight) / own(of_all),
+                _ => own(1.0),
+            };
             Scaling::Yarn {
                 factor,
                 fast: json.optional_number("beta_fast")?.unwrap_or(32.0),
                 slow: json.optional_number("beta_slow")?.unwrap_or(1.0),
                 trained: trained()?,
-                magnitude: magnitude.unwrap_or(if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }),
+                whole: json.flag("truncate", true)?,
+                magnitude,
             }
         }
         other => {

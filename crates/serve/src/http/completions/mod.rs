@@ -167,19 +167,20 @@ fn refuse_early(
     options: &Options,
     field: &'static str,
 ) -> Result<(), ApiError> {
-    check_texts(prompts, options.best_of)?;
+    check_texts(prompts, options)?;
     let early = generator.engine.refuse_early(prompts, 0, options.best_of);
-    early.map_err(|refused| texts::explain(&refused, field))
+    early.map_err(|refused| texts::explain(&refused, field, options))
 }
 
-fn check_texts(prompts: usize, each: u32) -> Result<(), ApiError> {
+fn check_texts(prompts: usize, options: &Options) -> Result<(), ApiError> {
+    let each = options.best_of;
     let texts = prompts * each as usize;
     if texts <= MOST_TEXTS {
         return Ok(());
     }
     let message =
         format!("{prompts} prompts with {each} texts each are {texts}; at most {MOST_TEXTS} will do");
-    Err(ApiError::of_field(if each > 1 { "best_of" } else { "prompt" }, message))
+    Err(ApiError::of_field(if each > 1 { options.field_of_texts() } else { "prompt" }, message))
 }
 
 fn decode(generator: &Generator, ids: &[u32]) -> Result<String, ApiError> {
@@ -202,7 +203,7 @@ pub(super) fn submit(
         let replacement = ask.version.ready().filter(|now| !Arc::ptr_eq(now, &running));
         match (&refused.refusal, replacement) {
             (Refusal::Rejected(Rejection::Draining), Some(replacement)) => running = replacement,
-            _ => return Err(texts::explain(&refused, ask.field)),
+            _ => return Err(texts::explain(&refused, ask.field, ask.options)),
         }
     }
     Err(ApiError::new(Code::ModelNotReady, "the model is reloading"))

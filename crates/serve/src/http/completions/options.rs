@@ -42,7 +42,7 @@ pub(in crate::http) struct Options {
     stop_token_ids: Vec<u32>,
     include_stop: bool,
     ignore_eos: bool,
-    min_tokens: u32,
+    pub(in crate::http) min_tokens: u32,
     skip_special: bool,
     seed: Option<u64>,
     temperature: Option<f32>,
@@ -148,6 +148,11 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// The field that says how many texts each prompt has.
+    pub(in crate::http) fn field_of_texts(&self) -> &'static str {
+        if self.best_of > self.n { "best_of" } else { "n" }
     }
 
     /// Refuses what asks for no token, where only texts are answered.

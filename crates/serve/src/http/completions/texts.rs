@@ -31,7 +31,8 @@ pub(in crate::http) struct Ask<'a> {
     pub(in crate::http) sampling: Sampling,
     /// Whether the prompts' tokens are scored as well.
     pub(in crate::http) scores_prompt: bool,
-    /// Most tokens of a text, where the request does not say; never more than the context has room for.
+    /// Most tokens of a text, where the request does not say; never more than the context and the KV cache have room
+    /// for, and never fewer than it has to have.
     pub(in crate::http) usual_tokens: u32,
     pub(in crate::http) terms: Terms,
     /// Whether the time limit is the client's own, and so counts for the whole of the text. The server's own is
@@ -104,13 +105,14 @@ impl Texts {
         let stop_tokens: Arc<[u32]> = ask.options.all_stop_tokens(generator).into();
         let text = ask.options.text();
         let deadline = ask.terms.deadline;
+        let limits = generator.engine.config();
         let mut submitted = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             let choices = (0..ask.options.best_of)
                 .map(|_| Choice::new(&generator.tokenizer, prompt, text.clone()))
                 .collect();
-            let room = (generator.context as usize).saturating_sub(prompt.len()).max(1);
-            let usual = ask.usual_tokens.min(u32::try_from(room).unwrap_or(u32::MAX));
+            let room = limits.most_tokens(prompt.len(), ask.options.best_of);
+            let usual = ask.usual_tokens.min(room).max(ask.options.min_tokens);
             let request = GenerationRequest {
                 id: ask.id.shared(),
                 prompt: prompt.clone(),
@@ -286,7 +288,7 @@ impl Prompted {
                 delta
             }
             GenerationEvent::Ended { how: how @ (Finish::Stopped | Finish::Length), .. } => {
-                choice.end(how == Finish::Length || !self.answers).map_err(failed)?
+                choice.end(how == Finish::Length || !self.answers)
             }
             GenerationEvent::Ended { how: Finish::Failed(reason), .. } => {
                 return Err(ApiError::new(Code::ModelFailed, reason));
@@ -314,7 +316,7 @@ fn expired(end: End) -> ApiError {
 }
 
 /// What a refused request tells its client, whose prompts stand in `field`.
-pub(in crate::http) fn explain(refused: &Refused, field: &'static str) -> ApiError {
+pub(in crate::http) fn explain(refused: &Refused, field: &'static str, options: &Options) -> ApiError {
     let says = refused.refusal.to_string();
     match &refused.refusal {
         Refusal::Rejected(Rejection::NeverFits { cost, limit }) => ApiError::invalid(format!(
@@ -329,6 +331,6 @@ pub(in crate::http) fn explain(refused: &Refused, field: &'static str) -> ApiErr
             ApiError::beyond_context(param, says)
         }
         Refusal::NothingToGenerate => ApiError::of_field("max_tokens", says),
-        Refusal::Sequences { .. } => ApiError::of_field("n", says),
+        Refusal::Sequences { .. } => ApiError::of_field(options.field_of_texts(), says),
     }
 }

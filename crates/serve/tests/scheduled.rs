@@ -1,0 +1,127 @@
+//! Language models as the scheduler runs them against transformers: the company a text is in, chunks of its prompt,
+//! cached prefixes and preemptions leave its tokens as they are.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+mod oracles;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tch::Device;
+use trustformers_batching::continuous::{
+    ContinuousConfig, Deadlines, Ended, Request, Scheduler, SequenceId, StepOutcome,
+};
+use trustformers_batching::{ClientId, Priority, Time};
+use trustformers_serve::backend::llm::{self, CacheSize, LlmOptions, Runner};
+use trustformers_serve::tensor::DType;
+
+#[derive(Deserialize)]
+struct Case {
+    folder: PathBuf,
+    texts: Vec<Text>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    ids: Vec<u32>,
+    /// Those that follow, by always taking the likeliest.
+    tokens: Vec<u32>,
+}
+
+/// A cache for hardly more than the longest text.
+const SIZE: CacheSize = CacheSize { blocks: 12, block_size: 16 };
+
+struct World {
+    runner: Runner,
+    scheduler: Scheduler,
+    now: Time,
+}
+
+impl World {
+    fn new(folder: PathBuf) -> Self {
+        let dtype = Some(DType::F32);
+        let options = LlmOptions { path: folder, device: Device::Cpu, dtype, quantization: None, threads: 1 };
+        let config = ContinuousConfig {
+            blocks: u32::try_from(SIZE.blocks).unwrap(),
+            block_size: u32::try_from(SIZE.block_size).unwrap(),
+            max_context: 256,
+            max_step_tokens: 24,
+            ..ContinuousConfig::default()
+        };
+        let runner = llm::load(&options).unwrap().with_cache(SIZE).unwrap();
+        Self { runner, scheduler: Scheduler::new(config), now: Time::ZERO }
+    }
+
+    /// Runs all texts together, each for so many tokens at most; what followed them, and their ends.
+    fn run(&mut self, texts: &[Text], most: usize) -> (Vec<Vec<u32>>, Vec<Ended>) {
+        let places: HashMap<SequenceId, usize> = texts
+            .iter()
+            .enumerate()
+            .map(|(place, text)| {
+                let request = Request {
+                    prompt: text.ids.clone(),
+                    max_tokens: u32::try_from(text.tokens.len()).unwrap(),
+                    sequences: 1,
+                    priority: Priority::default(),
+                    client: ClientId::default(),
+                    salt: None,
+                    scores_prompt: false,
+                    deadlines: Deadlines::default(),
+                };
+                (self.scheduler.submit(self.now, request).unwrap().sequences().next().unwrap(), place)
+            })
+            .collect();
+        let (mut followed, mut ended) = (vec![Vec::new(); texts.len()], Vec::new());
+        while self.scheduler.has_work() {
+            self.now = self.now + Duration::from_millis(1);
+            let plan = self.scheduler.schedule(self.now).plan.unwrap();
+            let logits =
+                Vec::<Vec<f32>>::try_from(&self.runner.step(&plan.work, &plan.copies).unwrap()).unwrap();
+            let sampled = plan.work.iter().filter(|work| work.samples);
+            let tokens = sampled
+                .zip(&logits)
+                .map(|(work, row)| {
+                    let likeliest = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+                    let token = u32::try_from(likeliest).unwrap();
+                    let text = &mut followed[places[&work.sequence]];
+                    text.push(token);
+                    (work.sequence, token, text.len() == most)
+                })
+                .collect();
+            let outcome =
+                StepOutcome { id: plan.id, busy: Duration::from_millis(1), tokens, failed: Vec::new() };
+            ended.extend(self.scheduler.commit(self.now, outcome));
+        }
+        (followed, ended)
+    }
+}
+
+#[test]
+fn texts_do_not_depend_on_company_chunks_cached_prefixes_and_preemptions() {
+    let cases = oracles::cases::<Case>("decoder");
+    let exact =
+        cases.into_iter().filter(|(name, _)| !["llama_float16", "llama_bfloat16"].contains(&name.as_str()));
+    for (name, case) in exact {
+        let mut world = World::new(case.folder);
+        // Texts that end early let the scheduler hope for more such, and start more than have room to the end.
+        world.run(&case.texts, 2);
+        for round in ["first", "second"] {
+            let before = world.scheduler.stats().counters;
+            let (followed, ended) = world.run(&case.texts, usize::MAX);
+            let after = world.scheduler.stats().counters;
+
+            for (text, followed) in case.texts.iter().zip(&followed) {
+                assert_eq!(*followed, text.tokens, "{name}, {round} round, after {} tokens", text.ids.len());
+            }
+            assert!(after.preemptions > before.preemptions, "{name}, {round} round: nobody was preempted");
+            assert!(
+                ended.iter().any(|end| end.cached_tokens > 0),
+                "{name}, {round} round: nothing was cached"
+            );
+        }
+        assert_eq!(world.scheduler.stats().blocks.used, 0, "{name}");
+    }
+}
