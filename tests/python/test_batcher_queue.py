@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -322,3 +323,22 @@ def test_an_executor_may_close_its_batcher() -> None:
     assert batcher.run(5, closing) == 5
     with pytest.raises(ts.BatcherClosedError):
         batcher.run(5, closing)
+
+
+def test_no_python_runs_below_the_wait_of_a_call() -> None:
+    # The interpreter that ends meanwhile would end a thread there, and with it the process.
+    held = Held()
+    ran: list[str] = []
+
+    def call() -> None:
+        sys.setprofile(lambda frame, event, _: ran.append(frame.f_code.co_name) if event == "call" else None)
+        batcher.run(1, held)
+        sys.setprofile(None)
+
+    with ts.Batcher(max_batch=1) as batcher:
+        thread = threading.Thread(target=call)
+        thread.start()
+        held.wait_entered()
+        held.let_go()
+        thread.join(PATIENCE)
+    assert ran == ["run"]

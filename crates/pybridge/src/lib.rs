@@ -36,7 +36,7 @@ mod versions;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::batcher::{Batcher, LoopPort, Pending};
+    use super::batcher::{Batcher, LoopPort, Pending, set_main_thread};
     #[pymodule_export]
     use super::cli::run_cli;
     #[pymodule_export]

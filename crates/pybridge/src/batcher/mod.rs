@@ -48,6 +48,7 @@ pub(crate) use self::item::Answer;
 use self::item::{Caller, Item};
 use self::map::{Collected, Progress};
 use self::slot::Slot;
+pub(crate) use self::slot::set_main_thread;
 use self::terms::Terms;
 use crate::error;
 use crate::interrupt::{POLL, seconds};

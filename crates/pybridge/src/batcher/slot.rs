@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 
 use super::item::Answer;
 use crate::interrupt::POLL;
@@ -21,8 +22,27 @@ pub(super) struct Slot {
 thread_local! {
     /// Kept from call to call. Taken out for a wait: a signal handler may begin another one inside it.
     static IDLE: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
-    /// Whether Python's signal handlers run on this thread.
-    static SERVES_SIGNALS: Cell<Option<bool>> = const { Cell::new(None) };
+    /// Python's number of this thread; 0: not asked for yet.
+    static IDENT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Python's number of the thread that runs signal handlers.
+static MAIN_THREAD: AtomicU64 = AtomicU64::new(0);
+
+/// Says which thread runs signal handlers: at the start, and anew in a forked process.
+#[pyfunction]
+pub(crate) fn set_main_thread(py: Python<'_>, ident: u64) -> PyResult<()> {
+    own_ident(py)?;
+    MAIN_THREAD.store(ident, Ordering::Relaxed);
+    Ok(())
+}
+
+fn own_ident(py: Python<'_>) -> PyResult<u64> {
+    static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if IDENT.get() == 0 {
+        IDENT.set(GET_IDENT.import(py, "_thread", "get_ident")?.call0()?.extract()?);
+    }
+    Ok(IDENT.get())
 }
 
 impl Slot {
@@ -90,14 +110,8 @@ impl Slot {
     }
 }
 
-/// Whether this is Python's main thread.
+/// Whether this is Python's main thread. Asks no Python code: a thread that runs some below Rust as the interpreter ends
+/// is ended by it there, and with it the process.
 pub(super) fn serves_signals(py: Python<'_>) -> PyResult<bool> {
-    if let Some(known) = SERVES_SIGNALS.get() {
-        return Ok(known);
-    }
-    let threading = py.import("threading")?;
-    let main: u64 = threading.call_method0("main_thread")?.getattr("ident")?.extract()?;
-    let this: u64 = threading.call_method0("get_ident")?.extract()?;
-    SERVES_SIGNALS.set(Some(main == this));
-    Ok(main == this)
+    Ok(own_ident(py)? == MAIN_THREAD.load(Ordering::Relaxed))
 }

@@ -29,6 +29,9 @@ def known_keys() -> list[str]:
 def error_codes() -> list[tuple[str, int]]:
     """Every code that an error of the server can have, with its HTTP status."""
 
+def set_main_thread(ident: int) -> None:
+    """Says which of Python's threads runs signal handlers: at the start, and anew in a forked process."""
+
 def compare_versions(a: str, b: str) -> int:
     """The natural order of two versions: negative where `a` is the older one."""
 

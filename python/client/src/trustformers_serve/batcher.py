@@ -405,12 +405,14 @@ def _end() -> None:
 
 
 def _forked() -> None:
+    _core.set_main_thread(threading.get_ident())
     _running.clear()
     for batcher in list(_batchers):
         batcher._finalizer.detach()  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
         batcher._begin()  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
 
 
+_core.set_main_thread(threading.main_thread().ident or 0)
 atexit.register(_end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
