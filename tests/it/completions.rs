@@ -317,7 +317,8 @@ pub(crate) fn begun(running: &Running, body: &Value) -> Connection {
     connection
 }
 
-const SEQUENCES_RUNNING: &str = "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
+pub(crate) const SEQUENCES_RUNNING: &str =
+    "trustformers_sequences{model=\"tinylm\",state=\"running\",version=\"1\"}";
 
 #[test]
 fn clients_who_leave_free_their_blocks() {
@@ -326,7 +327,6 @@ fn clients_who_leave_free_their_blocks() {
     for _ in 0..10 {
         let streams: Vec<_> = (0..10).map(|_| begun(&running, &body)).collect();
         assert!(used_blocks(&running) > 0.0);
-        assert!(running.metric(SEQUENCES_RUNNING) > 0.0);
         drop(streams);
     }
     // And those who have heard nothing yet.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::Connection;
-use crate::completions::{COMPLETIONS, TINYLM, begun, endless, events, used_blocks, with};
+use crate::completions::{COMPLETIONS, SEQUENCES_RUNNING, TINYLM, begun, endless, events, used_blocks, with};
 use crate::harness::{Running, start, threads_named};
 
 /// What is left of a stream: its text's end, or its error's code.
@@ -23,7 +23,9 @@ fn an_urgent_text_runs_before_one_that_has_waited_for_longer() {
     let running = start(&format!("{TINYLM}models.tinylm.batching.continuous.max_sequences = 1\n"));
     let held = begun(&running, &endless(2000));
     let waits = running.post_later(COMPLETIONS, &with(&endless(2000), json!({ "priority": "low" })));
-    running.eventually("one waits", |running| running.queued("tinylm") == 1);
+    running.eventually("one runs and one waits", |running| {
+        running.metric(SEQUENCES_RUNNING) == 1.0 && running.queued("tinylm") == 1
+    });
     let mut urgent = running.post_later(COMPLETIONS, &with(&endless(2), json!({ "priority": "high" })));
     drop(held);
     urgent.reply().ok();

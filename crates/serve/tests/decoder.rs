@@ -164,7 +164,7 @@ fn step(runner: &mut Runner, sequences: &mut [&mut Sequence<'_>], most: impl Fn(
 #[test]
 fn texts_alone_are_the_oracles() {
     let cases = cases();
-    assert_eq!(cases.len(), 20);
+    assert_eq!(cases.len(), 22);
     for (name, case) in &cases {
         let mut runner = runner(case);
         let mut off = 0.0_f32;
@@ -431,9 +431,9 @@ fn a_weight_that_is_no_number_is_not_hidden_by_its_type() {
     let folder = broken(case, "model.layers.1.mlp.down_proj.weight", 7);
     for (dtype, quantization) in [
         (DType::F32, None),
-        (DType::Bf16, None),
+        (DType::BF16, None),
         (DType::F32, Some(Quantization::Int8)),
-        (DType::Bf16, Some(Quantization::Int8)),
+        (DType::BF16, Some(Quantization::Int8)),
     ] {
         for means in INSTRUCTION_SETS.map(Means::Kernels) {
             let mut runner = load(folder.path(), dtype, quantization, 1).with_means(means);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Live, Scheduler};
-use crate::continuous::sequence::{Request, RequestId, Sequence, SequenceId, State, blocks_for, most_fed};
+use crate::continuous::sequence::{Request, RequestId, Sequence, SequenceId, State, most_fed};
 use crate::continuous::step_time::{StepLoad, StepTime};
 use crate::entry::{Entry, Priority, Ticket};
 use crate::scheduler::Rejection;
