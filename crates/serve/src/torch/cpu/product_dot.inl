@@ -38,6 +38,12 @@ struct Product<BFloat16> {
   }
 };
 
+// Adds fours of bytes, those of `x` without a sign, times those of `weights`. GCC 12 copies sums around its own
+// intrinsic, more than it computes.
+static inline void add_fours(__m512i& sums, __m512i x, __m512i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weights));
+}
+
 // Rows of 16-bit numbers of a scale for each row, their upper bytes and then their lower ones: with that, what is
 // lost by rounding x is nothing beside what is lost by rounding weights.
 template <>
@@ -78,10 +84,10 @@ struct Product<Int8> {
       for (int r = 0; r < R; ++r) {
         const __m512i high = splat_word(operands + r * stride + at);
         const __m512i low = splat_word(operands + r * stride + inputs + at);
-        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], high, left);
-        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], high, right);
-        sums[r][2] = _mm512_dpbusd_epi32(sums[r][2], low, left);
-        sums[r][3] = _mm512_dpbusd_epi32(sums[r][3], low, right);
+        add_fours(sums[r][0], high, left);
+        add_fours(sums[r][1], high, right);
+        add_fours(sums[r][2], low, left);
+        add_fours(sums[r][3], low, right);
       }
     }
     // `weights` has come to the scales, and sums of weights follow those.
