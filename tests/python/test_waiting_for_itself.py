@@ -7,7 +7,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -172,3 +172,67 @@ def test_a_task_of_a_function_may_call_it_once_its_batch_is_over() -> None:
         await beginning.batcher.stop()
 
     asyncio.run(main())
+def test_a_circle_is_told_also_while_the_items_of_a_map_are_made_by_another_batcher() -> None:
+    first, second, third = (ts.Batcher(max_batch=1) for _ in range(3))
+    nested, let_go = threading.Event(), threading.Event()
+
+    def in_third(items: list[int]) -> list[int]:
+        nested.set()
+        let_go.wait(PATIENCE)
+        return items
+
+    def made() -> Iterator[int]:
+        yield third.run(1, in_third)
+
+    def in_first(items: list[int]) -> list[int]:
+        return second.map(made(), double)
+
+    def in_second(items: list[int]) -> list[int]:
+        assert nested.wait(PATIENCE)
+        with pytest.raises(ts.ExecutorError, match="inside an executor that this batcher waits for"):
+            first.run(2, double)
+        let_go.set()
+        return items
+
+    asked = second.submit(3, in_second)
+    assert first.submit(0, in_first).result(PATIENCE) == 2
+    assert asked.result(PATIENCE) == 3
+    # Not before: a circle would keep them from closing.
+    for batcher in (first, second, third):
+        batcher.close()
+
+
+def test_who_runs_an_item_alone_waits_for_no_batcher() -> None:
+    first = ts.Batcher(max_batch=1)
+    second = ts.Batcher(max_batch=1, max_queue=1, backpressure="passthrough")
+    asks, runs_alone, asked = threading.Event(), threading.Event(), threading.Event()
+
+    def alone(items: list[int]) -> list[int]:
+        runs_alone.set()
+        assert asked.wait(PATIENCE)
+        return items
+
+    def in_first(items: list[int]) -> list[int]:
+        return [second.run(item, alone) for item in items]
+
+    async def ask() -> int:
+        call = asyncio.ensure_future(first.arun(1, double))
+        await asyncio.sleep(0)
+        asked.set()
+        return await call
+
+    def in_second(items: list[int]) -> list[int]:
+        asks.set()
+        assert runs_alone.wait(PATIENCE)
+        return [asyncio.run(ask())]
+
+    asking = second.submit(0, in_second)
+    assert asks.wait(PATIENCE)
+    queued = second.submit(4, double)
+    assert first.submit(5, in_first).result(PATIENCE) == 5
+    assert asking.result(PATIENCE) == 2
+    assert queued.result(PATIENCE) == 8
+    first.close()
+    second.close()
+
+
