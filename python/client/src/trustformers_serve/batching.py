@@ -15,7 +15,7 @@ from trustformers_serve import _core, _functions, _threads
 from trustformers_serve._functions import WORKER_ID
 from trustformers_serve._limits import check_count, check_time
 from trustformers_serve._schemas import Schema
-from trustformers_serve._workers import Worker, refuse_inside
+from trustformers_serve._workers import Worker, is_inside, refuse_inside, reserve, would_wait
 from trustformers_serve.errors import BatcherClosedError
 
 if TYPE_CHECKING:
@@ -141,19 +141,23 @@ class FunctionBatcher:
         Raises:
             ValidationError: The item is not what the schema says.
             OverloadedError, BreakerOpenError: It is not let in.
-            ExecutorError: The function itself calls it.
+            ExecutorError: No worker could ever run it: each runs a batch that waits for this call.
         """
-        refuse_inside(self._function, "a call")
         if self._schema is not None:
             item = self._schema.read(item)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
         while True:
             workers = self._workers or self._start()
-            worker = workers[0] if len(workers) == 1 else self._lightest(workers)
+            worker = reserve(workers, future) if is_inside() else self._lightest(workers)
+            if worker is None:
+                raise would_wait(self._function, "a call")
             try:
-                future, pending = worker.send(item, instance, priority, future)
-            except BatcherClosedError:
+                pending = worker.send(item, instance, priority, future)
+            except BaseException as error:
+                worker.forget(future)
                 # Stopped on another thread meanwhile; or else the interpreter ends.
-                if self._workers is workers:
+                if not isinstance(error, BatcherClosedError) or self._workers is workers:
                     raise
             else:
                 worker.load += 1
@@ -218,7 +222,7 @@ class FunctionBatcher:
 
     @staticmethod
     def _lightest(workers: list[Worker]) -> Worker:
-        return min(workers, key=lambda worker: worker.load)
+        return workers[0] if len(workers) == 1 else min(workers, key=lambda worker: worker.load)
 
 
 def _close(workers: list[Worker]) -> None:
