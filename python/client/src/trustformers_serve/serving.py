@@ -133,7 +133,7 @@ class _Bound:
     def __init__(self, info: ModelInfo) -> None:
         self._function = info.function
         self._arguments = info.arguments
-        self._unchecked = list(info.input_types.values()) == [Any] and not info.has_schema
+        self._unchecked = info.takes_anything
         self.reads_body = info.has_schema
 
     def __call__(self, item: Any, call: _Call) -> Any:
