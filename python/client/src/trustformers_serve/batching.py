@@ -124,7 +124,7 @@ class FunctionBatcher:
         """What `batched` made; weak, as it holds this."""
         self._function = function
         self._schema = schema
-        self._coroutine = _functions.is_coroutine(function)
+        self.is_coroutine = _functions.is_coroutine(function)
         self._numbered = WORKER_ID in inspect.signature(function).parameters
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
@@ -163,9 +163,9 @@ class FunctionBatcher:
                 worker.load += 1
                 return worker, future, pending
 
-    def hand(self, item: Any, future: Any, *, instance: Any = None) -> Callable[[], None]:
+    def hand(self, item: Any, future: Any, priority: Priority, *, instance: Any = None) -> Callable[[], None]:
         """As `send`; returns what is to be called when `future` was told or cancelled."""
-        worker, future, pending = self.send(item, instance, None, future)
+        worker, future, pending = self.send(item, instance, priority, future)
         return functools.partial(worker.answered, future, pending)
 
     def is_of(self, function: Any) -> bool:
@@ -213,7 +213,7 @@ class FunctionBatcher:
                         self._function,
                         limits,
                         settings.terms(),
-                        coroutine=self._coroutine,
+                        coroutine=self.is_coroutine,
                         arguments={WORKER_ID: number} if self._numbered else {},
                     )
                     for number in range(settings.workers)

@@ -37,10 +37,10 @@ class Autobatched(Generic[T, R]):
         """The result of `item`, run in a batch with the items of other callers."""
         return self.batcher.run(item, self._function)
 
-    def _hand(self, item: Any, future: Any) -> Callable[[], None]:
+    def _hand(self, item: Any, future: Any, priority: object) -> Callable[[], None]:  # noqa: ARG002
         """Brings an item on the running event loop, for what stands for a future of its result.
 
-        Returns what is to be called when `future` was told or cancelled.
+        To a `Batcher` all are equal. Returns what is to be called when `future` was told or cancelled.
         """
         hand = self.batcher._hand  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
         return hand(item, self._function, future)
