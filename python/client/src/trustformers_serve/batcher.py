@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
-from trustformers_serve import _core, _functions, _threads
+from trustformers_serve import _core, _threads
 from trustformers_serve._limits import MOST, check_count, check_time
-from trustformers_serve._sizes import exceeds
+from trustformers_serve._sizes import check_limit, check_size
 from trustformers_serve.errors import ItemTooLargeError
 
 T = TypeVar("T")
@@ -109,8 +109,7 @@ class Batcher:
         if max_queue is None:
             max_queue = min(16 * max_batch, MOST)
         check_count("max_queue", max_queue, 1)
-        if max_item_bytes is not None:
-            check_count("max_item_bytes", max_item_bytes, 0, sys.maxsize)
+        check_limit(max_item_bytes)
         self._max_item_bytes = max_item_bytes
         self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
 
@@ -280,6 +279,8 @@ class Batcher:
 
         Returns what is to be called when it was told or cancelled.
         """
+        if self._max_item_bytes is not None:
+            self._check_size(item, executor)
         loop = asyncio.get_running_loop()
         pending = self._core.send(item, executor, future, self._ports.get(loop) or self._port(loop))
 
@@ -290,10 +291,8 @@ class Batcher:
         return forget
 
     def _check_size(self, item: Any, executor: Any) -> None:
-        limit = self._max_item_bytes
-        if limit is not None and exceeds(item, limit):
-            name = _functions.name(executor)
-            raise ItemTooLargeError(f"an item for {name} has more than max_item_bytes = {limit:,} bytes")
+        if self._max_item_bytes is not None:
+            check_size(item, self._max_item_bytes, executor)
 
     def _checked(
         self, items: Iterable[T], executor: Any, refused: list[tuple[int, Exception]] | None

@@ -15,6 +15,7 @@ from trustformers_serve import _core, _functions, _threads
 from trustformers_serve._functions import WORKER_ID
 from trustformers_serve._limits import check_count, check_time
 from trustformers_serve._schemas import Schema
+from trustformers_serve._sizes import check_limit, check_size
 from trustformers_serve._workers import Worker, is_inside, refuse_inside, reserve, would_wait
 from trustformers_serve.errors import BatcherClosedError
 
@@ -64,6 +65,7 @@ class Settings:
     priority_ageing: float = 10.0
     breaker: Breaker = field(default_factory=Breaker)
     backpressure: Backpressure = "drop"
+    max_item_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Checks each.
@@ -77,6 +79,7 @@ class Settings:
         for name in ("max_batch_size", "max_queue_size", "workers"):
             check_count(name, getattr(self, name), 1)
         check_count("breaker.failures", self.breaker.failures, 0)
+        check_limit(self.max_item_bytes)
         check_time("max_wait_time", self.max_wait_time, may_be_zero=True)
         seconds = {name: getattr(self, name) for name in ("target_latency", "latency_slo", "priority_ageing")}
         seconds |= {"breaker.window": self.breaker.window, "breaker.open": self.breaker.open}
@@ -139,10 +142,13 @@ class FunctionBatcher:
         future there has its methods `set_result`, `set_exception` and `cancelled`.
 
         Raises:
-            ValidationError: The item is not what the schema says.
+            ItemTooLargeError: The item has more bytes than `max_item_bytes`.
+            ValidationError: It is not what the schema says.
             OverloadedError, BreakerOpenError: It is not let in.
             ExecutorError: No worker could ever run it: each runs a batch that waits for this call.
         """
+        if (limit := self.settings.max_item_bytes) is not None:
+            check_size(item, limit, self._function)
         if self._schema is not None:
             item = self._schema.read(item)
         if future is None:
@@ -320,6 +326,7 @@ def batch(
     enable_priority_scheduling: bool = True,
     priority_ageing: float = 10.0,
     breaker: Breaker | None = None,
+    max_item_bytes: int | None = None,
 ) -> _Decorator:
     """Makes a function of a list a coroutine function of an item, batched over its callers.
 
@@ -353,6 +360,8 @@ def batch(
             "critical".
         priority_ageing: Seconds after which some places go to who waited longest, whatever the priority.
         breaker: When a function that keeps failing is left alone; `Breaker(failures=0)`: never.
+        max_item_bytes: An item with more bytes, as it is given, raises `ItemTooLargeError` before it is
+            queued, as one of a `Batcher` does. By default no item is too large.
 
     Raises:
         ValueError: A limit is out of range.
@@ -371,6 +380,7 @@ def batch(
         enable_priority_scheduling=enable_priority_scheduling,
         priority_ageing=priority_ageing,
         breaker=breaker or Breaker(),
+        max_item_bytes=max_item_bytes,
     )
 
     def decorate(function: Any) -> Any:
