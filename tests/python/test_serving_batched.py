@@ -14,6 +14,7 @@ import trustformers_serve as ts
 from executors import PATIENCE, Held, until
 from served import Serve, leave_early, metric, predict, refuses
 from trustformers_serve import _event_loop
+from trustformers_serve.decorators import Autobatched
 
 
 class Handed(_event_loop.Handed):
@@ -160,6 +161,31 @@ def test_a_full_batcher_refuses_and_loses_nobody(serve: Serve) -> None:
         refused = predict(server, "hold", 3)
         assert refused.error[:2] == (429, "queue_full")
         assert "retry-after" in refused.headers
+        held.let_go()
+        assert [answer.result(PATIENCE).value["data"] for answer in (first, second)] == [2, 4]
+
+
+def test_a_full_batcher_that_lets_pass_runs_an_item_alone(serve: Serve) -> None:
+    held = Held()
+
+    def hold(items: list[int]) -> list[int]:
+        if items == [3]:
+            return [0]
+        if items == [4]:
+            raise ValueError("four")
+        return held(items)
+
+    batcher = ts.Batcher(max_batch=1, max_wait_ms=0, backpressure="passthrough", max_queue=1)
+    ts.register("hold")(Autobatched(hold, batcher))
+    server = serve()
+    with batcher, ThreadPoolExecutor() as pool:
+        first = pool.submit(predict, server, "hold", 1)
+        held.wait_entered()
+        second = pool.submit(predict, server, "hold", 2)
+        for _ in range(2):
+            Handed.wait_came()
+        assert predict(server, "hold", 3).value["data"] == 0
+        assert predict(server, "hold", 4).error[:2] == (500, "model_failed")
         held.let_go()
         assert [answer.result(PATIENCE).value["data"] for answer in (first, second)] == [2, 4]
 

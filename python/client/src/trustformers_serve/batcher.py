@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import functools
 import os
 import sys
 import threading
@@ -283,9 +284,12 @@ class Batcher:
             self._check_size(item, executor)
         loop = asyncio.get_running_loop()
         pending = self._core.send(item, executor, future, self._ports.get(loop) or self._port(loop))
+        if pending is None:
+            pending = _threads.begin(self._core.alone, item, executor)
+            pending.add_done_callback(functools.partial(_hand_on, future))
 
         def forget() -> None:
-            if pending is not None and future.cancelled():
+            if future.cancelled():
                 pending.cancel()
 
         return forget
@@ -324,6 +328,16 @@ class _Future(concurrent.futures.Future[R]):
         if cancelled and self.pending is not None:
             self.pending.cancel()
         return cancelled
+
+
+def _hand_on(future: Any, done: asyncio.Future[Any]) -> None:
+    if done.cancelled():
+        return
+    error = done.exception()
+    if error is None:
+        future.set_result(done.result())
+    else:
+        future.set_exception(error)
 
 
 def _run_alone(core: _core.Batcher, item: Any, executor: Any, future: concurrent.futures.Future[Any]) -> None:
