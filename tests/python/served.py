@@ -83,6 +83,15 @@ def get(server: ts.Server, path: str) -> Answer:
     return ask(server, path, method="GET")
 
 
+def refuses(server: ts.Server) -> bool:
+    """Whether it accepts nothing any more: it stops, or has stopped."""
+    try:
+        get(server, "/health")
+    except OSError:
+        return True
+    return False
+
+
 def metric(server: ts.Server, name: str, model: str, outcome: str | None = None) -> int:
     """What a metric says of a model, of all its versions."""
     lines = get(server, "/metrics").body.decode().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from executors import own_threads
+from executors import HOUR_MS, PATIENCE, own_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +153,52 @@ def test_wrong_limits_and_missing_parentheses_are_told_at_decoration() -> None:
         ts.autobatch(max_batch=0)
     with pytest.raises(TypeError, match=r"write `@autobatch\(\)` above chosen"):
         ts.autobatch(chosen)  # pyright: ignore[reportArgumentType]
+
+
+def nothing(items: list[int]) -> Any:
+    return None
+
+
+def fewer(items: list[int]) -> Any:
+    return items[1:]
+
+
+def shortened(items: list[int]) -> Any:
+    items.pop()
+    return items
+
+
+def endless(items: list[int]) -> Any:
+    return (item for item in itertools.count())
+
+
+def alone_only(items: list[int]) -> Any:
+    if len(items) > 1:
+        raise ValueError(len(items))
+    return items
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (nothing, "nothing returned None for a batch of 4"),
+        (fewer, "fewer returned 3 results for a batch of 4"),
+        (shortened, "shortened returned 3 results for a batch of 4"),
+        (endless, "endless returned generator for a batch of 4"),
+        (alone_only, "alone_only raised ValueError: 4"),
+    ],
+)
+def test_what_is_no_list_of_results_fails_everyone_once_and_names_the_function(
+    function: Any, message: str
+) -> None:
+    batched = ts.autobatch(max_batch=4, max_wait_ms=HOUR_MS)(function)
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(batched, item) for item in range(4)]
+        errors = [future.exception(PATIENCE) for future in futures]
+    assert all(isinstance(error, ts.ExecutorError) and message in str(error) for error in errors)
+    assert len({id(error) for error in errors}) == 4
+    assert batched.batcher.metrics().batches == 1, "it is not run again in parts"
+    batched.batcher.close()
 
 
 def test_a_closed_function_refuses() -> None:

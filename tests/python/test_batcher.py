@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import pickle
 import time
 from collections.abc import Iterator
@@ -218,7 +219,45 @@ def test_an_executor_that_fails_is_named_to_everyone_and_the_next_batch_runs(
         assert [future.result(PATIENCE) for future in futures] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize(("executor", "name"), [(waiting, "waiting"), (3, "3"), (None, "None")])
+def test_a_batch_that_fails_is_not_run_again_in_parts() -> None:
+    sizes: list[int] = []
+
+    def alone_only(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        if len(items) > 1:
+            raise ValueError(len(items))
+        return items
+
+    with ts.Batcher(max_batch=4, max_wait_ms=HOUR_MS) as batcher:
+        futures = [batcher.submit(item, alone_only) for item in range(4)]
+        causes = [getattr(future.exception(PATIENCE), "__cause__", None) for future in futures]
+    assert [str(cause) for cause in causes] == ["4"] * 4
+    assert sizes == [4]
+
+
+class Later:
+    """Its calls are awaited."""
+
+    async def __call__(self, items: list[int]) -> list[int]:
+        return items
+
+    def generate(self, items: list[int]) -> Any:
+        yield from items
+
+
+@pytest.mark.parametrize(
+    ("executor", "name"),
+    [
+        (waiting, "waiting is a coroutine"),
+        (functools.partial(waiting), "waiting is a coroutine"),
+        (functools.partial(functools.partial(Later())), "Later is a coroutine"),
+        (Later(), "Later is a coroutine"),
+        (Later().__call__, "Later.__call__ is a coroutine"),
+        (Later().generate, "Later.generate is a coroutine or generator function"),
+        (3, "3"),
+        (None, "None"),
+    ],
+)
 def test_the_wrong_kind_of_executor_is_refused_before_anything_is_queued(
     batcher: ts.Batcher, executor: Any, name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""`Batcher(max_item_bytes=...)`: what counts, and that what is too large is refused before it is queued."""
+"""`max_item_bytes`: what counts, and that what is too large is refused before it is queued."""
 
 from __future__ import annotations
 
@@ -105,6 +105,29 @@ def test_map_puts_the_refusal_in_its_place_where_exceptions_are_wanted() -> None
     refused = [index for index, result in enumerate(results) if isinstance(result, ts.ItemTooLargeError)]
     assert refused == [7, 57]
     assert len(results) == 100
+
+
+def test_decorated_functions_have_the_same_limit() -> None:
+    @ts.autobatch(max_wait_ms=0, max_item_bytes=LIMIT)
+    def by_threads(items: list[Any]) -> list[int]:
+        return count(items)
+
+    @ts.batch(max_wait_time=0, max_item_bytes=LIMIT)
+    async def by_tasks(items: list[Any]) -> list[int]:
+        return count(items)
+
+    async def both(item: Any) -> int:
+        return await by_tasks(item)
+
+    for function, name in ((by_threads, "by_threads"), (lambda item: asyncio.run(both(item)), "by_tasks")):
+        with pytest.raises(ts.ItemTooLargeError, match=f"{name} has more than max_item_bytes = 1,000,000"):
+            function(bytes(LARGE))
+        assert function(b"small") == 1
+    assert by_threads.batcher.metrics().items == 1
+    assert [metrics.items for metrics in by_tasks.batcher.metrics()] == [1]
+    for decorator in (ts.autobatch, ts.batch):
+        with pytest.raises(ValueError, match="max_item_bytes"):
+            decorator(max_item_bytes=-1)
 
 
 def test_without_a_limit_nothing_is_too_large() -> None:

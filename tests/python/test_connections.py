@@ -233,6 +233,33 @@ def test_a_client_serves_one_event_loop_after_another_but_not_two_at_once(server
     assert asyncio.run(elsewhere()) == "ok"
 
 
+def test_a_client_is_closed_on_another_loop_once_its_own_is_closed(server: ts.Server) -> None:
+    client = ts.AsyncClient(server.url)
+
+    async def in_a_block() -> None:
+        async with client:
+            pass
+
+    asyncio.run(client.health())
+    asyncio.run(in_a_block())
+    asyncio.run(client.close())
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        asyncio.run(client.health())
+
+
+def test_a_client_is_not_closed_from_another_loop_while_its_own_goes_on(server: ts.Server) -> None:
+    async def main() -> None:
+        client = ts.AsyncClient(server.url)
+        assert (await client.health())["status"] == "ok"
+        with pytest.raises(RuntimeError, match="used on another event loop"):
+            await asyncio.to_thread(asyncio.run, client.close())
+        assert (await client.health())["status"] == "ok"
+        await client.close()
+        await asyncio.to_thread(asyncio.run, client.close())
+
+    asyncio.run(main())
+
+
 def test_connections_that_are_not_used_any_more_are_closed(
     server: ts.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ FAMILIAR = {
         target_batch_tokens target_batch_cost default_token_estimate default_cost max_batch_size
         min_batch_size batch_timeout_s max_queue_size prefetch_batches submit submit_batch start
         stop is_running stats BatchStats estimate_tokens estimate_cost TokenEstimator CostEstimator
-        Prompt estimated_cost
+        Prompt estimated_cost estimated_tokens utilization
     """,
     "with a schema": """
         batch max_batch_size max_wait_time input_schema max_queue_size workers worker_id
@@ -72,7 +72,7 @@ FAMILIAR = {
     """,
     "An application": """
         App name enable_batching max_batch_size batch_timeout_ms model version streaming registry
-        predict stop serve load_app ValidationError InferenceError Tensor
+        predict stop serve load_app ValidationError InferenceError Tensor batched True False
     """,
 }
 """The names that users of each style know, by a part of the title of its section."""

@@ -89,6 +89,20 @@ def test_several_parameters_are_named_inputs(serve: Serve) -> None:
         assert named in message
 
 
+def test_a_parameter_that_is_only_given_by_name_is_given_so(serve: Serve) -> None:
+    @ts.register()
+    def named(*, item: Any) -> Any:
+        return item
+
+    @ts.register()
+    async def named_later(*, item: Any) -> Any:
+        return item
+
+    server = serve()
+    for model in ("named", "named_later"):
+        assert predict(server, model, {"data": {"a": 1}}).value["data"] == {"a": 1}
+
+
 def test_a_misfit_is_422_with_the_parameter_and_fails_its_item_alone(serve: Serve) -> None:
     ran: list[int] = []
 

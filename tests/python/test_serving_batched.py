@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import trustformers_serve as ts
-from executors import PATIENCE, Held
-from served import Serve, leave_early, metric, predict
+from executors import PATIENCE, Held, until
+from served import Serve, leave_early, metric, predict, refuses
 from trustformers_serve import _event_loop
+from trustformers_serve.decorators import Autobatched
 
 
 class Handed(_event_loop.Handed):
@@ -103,6 +105,8 @@ def test_stopping_finishes_the_batch_that_runs_and_those_that_wait(serve: Serve,
         for _ in range(4):
             Handed.wait_came()
         stopped = pool.submit(server.stop)
+        until(lambda: refuses(server))
+        assert not stopped.done()
         held.let_go()
         assert [answer.result(PATIENCE).value["data"] for answer in (first, *more)] == [2, 4, 6, 8]
         stopped.result(PATIENCE)
@@ -161,6 +165,31 @@ def test_a_full_batcher_refuses_and_loses_nobody(serve: Serve) -> None:
         assert [answer.result(PATIENCE).value["data"] for answer in (first, second)] == [2, 4]
 
 
+def test_a_full_batcher_that_lets_pass_runs_an_item_alone(serve: Serve) -> None:
+    held = Held()
+
+    def hold(items: list[int]) -> list[int]:
+        if items == [3]:
+            return [0]
+        if items == [4]:
+            raise ValueError("four")
+        return held(items)
+
+    batcher = ts.Batcher(max_batch=1, max_wait_ms=0, backpressure="passthrough", max_queue=1)
+    ts.register("hold")(Autobatched(hold, batcher))
+    server = serve()
+    with batcher, ThreadPoolExecutor() as pool:
+        first = pool.submit(predict, server, "hold", 1)
+        held.wait_entered()
+        second = pool.submit(predict, server, "hold", 2)
+        for _ in range(2):
+            Handed.wait_came()
+        assert predict(server, "hold", 3).value["data"] == 0
+        assert predict(server, "hold", 4).error[:2] == (500, "model_failed")
+        held.let_go()
+        assert [answer.result(PATIENCE).value["data"] for answer in (first, second)] == [2, 4]
+
+
 def test_what_stands_above_a_batched_function_is_called(serve: Serve) -> None:
     @ts.batch(max_wait_time=0)
     async def double(items: list[int]) -> list[int]:
@@ -197,24 +226,74 @@ def test_workers_share_what_is_served(serve: Serve) -> None:
     assert sorted(prediction["data"] for prediction in predictions) == [0] * 4 + [1] * 4
 
 
-def test_a_coroutine_function_that_blocks_keeps_no_plain_batch_waiting(serve: Serve) -> None:
+@pytest.mark.parametrize("kind", DECORATORS)
+def test_a_coroutine_function_that_blocks_keeps_no_plain_batch_waiting(serve: Serve, kind: str) -> None:
+    ts.register("double")(DECORATORS[kind](lambda items: [item * 2 for item in items]))
+    check_beside_one_that_blocks(serve, ts.register)
+
+
+def test_a_coroutine_function_that_blocks_keeps_no_batch_of_an_app_waiting() -> None:
+    app = ts.App(batch_timeout_ms=0)
+
+    @app.model("double")
+    def _(items: list[int]) -> list[float]:
+        return [item * 2 for item in items]
+
+    check_beside_one_that_blocks(lambda: app.serve(port=0, block=False), app.model)
+
+
+def check_beside_one_that_blocks(serve: Callable[[], ts.Server], model: Callable[[str], Any]) -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    @ts.register()
-    async def block(item: int) -> int:
+    @model("block")
+    async def _(item: int) -> int:
         entered.set()
         leave.wait(PATIENCE)
         return item
 
-    ts.register("double")(DECORATORS["autobatch"](lambda items: [item * 2 for item in items]))
-    server = serve()
-    with ThreadPoolExecutor() as pool:
+    with serve() as server, ThreadPoolExecutor() as pool:
         blocked = pool.submit(predict, server, "block", 1)
         assert entered.wait(PATIENCE)
-        assert predict(server, "double", 2).value["data"] == 4
-        assert not blocked.done()
-        leave.set()
+        try:
+            doubled = pool.submit(predict, server, "double", 2)
+            assert doubled.result(PATIENCE / 2).value["data"] == 4
+            assert not blocked.done()
+        finally:
+            leave.set()
         assert blocked.result(PATIENCE).value["data"] == 1
+
+
+def test_the_more_urgent_requests_leave_first(serve: Serve) -> None:
+    held = Held()
+    ts.register("held")(ts.batch(max_batch_size=1, max_wait_time=0)(held.__call__))
+    server = serve()
+    requests: dict[int, dict[str, Any]] = {
+        1: {"value": {"data": 1}},
+        2: {"value": {"data": 2, "priority": "low"}},
+        3: {"value": {"data": 3}},
+        4: {"value": {"data": 4}, "headers": {"x-priority": "high"}},
+        5: {"value": {"data": 5, "priority": "critical"}},
+    }
+    with ThreadPoolExecutor() as pool:
+        answers: dict[int, Any] = {}
+        for item, request in requests.items():
+            answers[item] = pool.submit(predict, server, "held", **request)
+            Handed.wait_came()
+            if item == 1:
+                held.wait_entered()
+        held.let_go()
+        assert [answer.result(PATIENCE).value["data"] for answer in answers.values()] == [2, 4, 6, 8, 10]
+    assert held.batches == [[1], [5], [4], [3], [2]]
+
+
+@pytest.mark.parametrize("decorator", [ts.autobatch, ts.batch])
+def test_an_item_that_is_too_large_is_the_clients_mistake(serve: Serve, decorator: Any) -> None:
+    ts.register("length")(decorator(max_item_bytes=1000)(lambda items: [len(item) for item in items]))
+    server = serve()
+    status, code, message = predict(server, "length", {"data": "x" * 2000}).error
+    assert (status, code) == (422, "invalid_input")
+    assert "has more than max_item_bytes = 1,000 bytes" in message
+    assert predict(server, "length", {"data": "short"}).value["data"] == 5
 
 
 def test_callers_of_the_process_and_of_the_server_share_a_batch(serve: Serve) -> None:

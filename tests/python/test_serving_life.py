@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustformers_serve as ts
 from executors import own_threads
-from served import Serve, ask_at_once, get, leave_early, metric, predict
+from served import Serve, ask_at_once, get, leave_early, metric, predict, refuses
 
 CALLERS = 1000
 
@@ -213,6 +213,19 @@ def test_no_thread_is_left_when_the_server_has_ended_and_it_may_serve_again(serv
         wait_for(lambda: own_threads() <= before)
 
 
+def test_only_the_batchers_own_thread_is_left_of_a_served_autobatch_until_that_is_closed(
+    serve: Serve,
+) -> None:
+    double = ts.register("double")(ts.autobatch(max_wait_ms=0)(per_batch))
+    before = own_threads()
+    server = serve()
+    assert predict(server, "double", 2).value["data"] == 4
+    server.stop()
+    wait_for(lambda: {thread.name for thread in own_threads() - before} == {"trustformers-batcher"})
+    double.batcher.close()
+    assert own_threads() <= before
+
+
 def test_the_end_of_a_server_does_not_wait_for_a_batch_that_hangs(serve: Serve) -> None:
     entered, leave = threading.Event(), threading.Event()
 
@@ -232,14 +245,6 @@ def test_the_end_of_a_server_does_not_wait_for_a_batch_that_hangs(serve: Serve) 
         assert time.monotonic() - began < 30
         assert answer.result(60).error[:2] == (500, "model_failed")
     leave.set()
-
-
-def refuses(server: ts.Server) -> bool:
-    try:
-        get(server, "/health")
-    except OSError:
-        return True
-    return False
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])

@@ -99,10 +99,19 @@ POSITIONAL: dict[Callable[..., Any], dict[str, Any]] = {
     ts.registry.get: {"name": REQUIRED, "version": None},
     ts.registry.clear: {},
     ts.serve: {"host": "127.0.0.1", "port": 8000, "block": True},
+    ts.App: {"name": "app", "enable_batching": True, "max_batch_size": 32, "batch_timeout_ms": 10.0},
+    ts.App.model: {"self": REQUIRED, "name": REQUIRED, "version": "1", "streaming": False},
+    ts.App.predict: {"self": REQUIRED, "name": REQUIRED, "item": REQUIRED, "version": None},
+    ts.App.stop: {"self": REQUIRED},
+    ts.App.serve: {"self": REQUIRED, "host": "127.0.0.1", "port": 8000, "block": True},
+    ts.load_app: {"path": REQUIRED},
 }
 """All parameters that may be given by position, in order, with their defaults."""
 
 BY_NAME: dict[Callable[..., Any], dict[str, Any]] = {
+    ts.autobatch: {"max_item_bytes": None},
+    ts.batch: {"max_item_bytes": None},
+    ts.App.model: {"batched": None},
     ts.Batcher.map: {"progress": False},
     ts.DynamicBatcher.submit: {"estimated_cost": None},
     ts.DynamicBatcher.submit_batch: {"estimated_cost": None},

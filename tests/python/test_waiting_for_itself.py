@@ -7,7 +7,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -99,9 +99,8 @@ def test_a_plain_function_that_stops_or_calls_itself_is_told_so() -> None:
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_functions_that_call_each_other_in_a_circle_are_told_so(workers: int) -> None:
-    @ts.batch(max_batch_size=1, workers=workers)
+def test_functions_that_call_each_other_in_a_circle_are_told_so() -> None:
+    @ts.batch(max_batch_size=1)
     async def first(items: list[int]) -> list[int]:
         return [await second(item) for item in items]
 
@@ -119,6 +118,90 @@ def test_functions_that_call_each_other_in_a_circle_are_told_so(workers: int) ->
         # Where nobody waits for it, a function may call what calls it.
         assert await asyncio.wait_for(third(1), PATIENCE) == 0
         for function in (first, second, third):
+            await function.batcher.stop()
+
+    asyncio.run(main())
+
+
+def test_a_function_with_a_worker_that_waits_for_nobody_here_may_be_called() -> None:
+    entered, waits = asyncio.Event(), asyncio.Event()
+
+    @ts.batch(max_batch_size=1, workers=2)
+    async def asking(items: list[int]) -> list[int]:
+        if items == [1]:
+            waits.set()
+            return [await asked(10)]
+        return [item * 2 for item in items]
+
+    @ts.batch(max_batch_size=1)
+    async def asked(items: list[int]) -> list[int]:
+        if items == [0]:
+            entered.set()
+            await waits.wait()
+            return [await asking(5)]
+        return items
+
+    async def main() -> None:
+        unrelated = asyncio.create_task(asked(0))
+        await entered.wait()
+        asks = asyncio.create_task(asking(1))
+        assert await asyncio.wait_for(unrelated, PATIENCE) == 10
+        assert await asyncio.wait_for(asks, PATIENCE) == 10
+        for function in (asking, asked):
+            await function.batcher.stop()
+
+    asyncio.run(main())
+
+
+def test_a_function_that_calls_itself_may_do_so_as_often_as_it_has_workers() -> None:
+    @ts.batch(max_batch_size=1, workers=3)
+    async def deeper(items: list[int]) -> list[int]:
+        return [await deeper(item - 1) + 1 if item else 0 for item in items]
+
+    async def main() -> None:
+        assert await asyncio.wait_for(deeper(2), PATIENCE) == 2
+        with pytest.raises(ts.ExecutorError, match="a call inside .*deeper, which would wait for itself"):
+            await asyncio.wait_for(deeper(3), PATIENCE)
+        await deeper.batcher.stop()
+
+    asyncio.run(main())
+
+
+def test_a_circle_is_told_also_where_the_called_function_is_faster_than_the_call() -> None:
+    refused = threading.Event()
+
+    class Slow:
+        """Returns from `send` only when what was sent has run."""
+
+        def __init__(self, core: Any) -> None:
+            self._core = core
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._core, name)
+
+        def send(self, *arguments: Any) -> Any:
+            pending = self._core.send(*arguments)
+            refused.wait(PATIENCE)
+            return pending
+
+    @ts.batch(max_batch_size=1, max_wait_time=0)
+    async def calling(items: list[int]) -> list[int]:
+        return [await called(item) for item in items]
+
+    @ts.batch(max_batch_size=1, max_wait_time=0)
+    def called(items: list[int]) -> list[int]:
+        if items == [1]:
+            with pytest.raises(ts.ExecutorError, match="which would wait for itself"):
+                asyncio.run(asyncio.wait_for(calling(2), 1))
+            refused.set()
+        return items
+
+    async def main() -> None:
+        assert await called(0) == 0
+        (worker,) = called.batcher._workers  # pyright: ignore[reportPrivateUsage]
+        worker._core = Slow(worker._core)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        assert await asyncio.wait_for(calling(1), PATIENCE) == 1
+        for function in (calling, called):
             await function.batcher.stop()
 
     asyncio.run(main())
@@ -148,6 +231,70 @@ def test_executors_that_call_each_other_in_a_circle_are_told_so(call: str) -> No
             first.submit(2, in_first).result(PATIENCE)
         # Where nobody waits for it, an executor may call what calls it.
         assert third.submit(1, in_third).result(PATIENCE) == 0
+
+
+def test_a_circle_is_told_also_while_the_items_of_a_map_are_made_by_another_batcher() -> None:
+    first, second, third = (ts.Batcher(max_batch=1) for _ in range(3))
+    nested, let_go = threading.Event(), threading.Event()
+
+    def in_third(items: list[int]) -> list[int]:
+        nested.set()
+        let_go.wait(PATIENCE)
+        return items
+
+    def made() -> Iterator[int]:
+        yield third.run(1, in_third)
+
+    def in_first(items: list[int]) -> list[int]:
+        return second.map(made(), double)
+
+    def in_second(items: list[int]) -> list[int]:
+        assert nested.wait(PATIENCE)
+        with pytest.raises(ts.ExecutorError, match="inside an executor that this batcher waits for"):
+            first.run(2, double)
+        let_go.set()
+        return items
+
+    asked = second.submit(3, in_second)
+    assert first.submit(0, in_first).result(PATIENCE) == 2
+    assert asked.result(PATIENCE) == 3
+    # Not before: a circle would keep them from closing.
+    for batcher in (first, second, third):
+        batcher.close()
+
+
+def test_who_runs_an_item_alone_waits_for_no_batcher() -> None:
+    first = ts.Batcher(max_batch=1)
+    second = ts.Batcher(max_batch=1, max_queue=1, backpressure="passthrough")
+    asks, runs_alone, asked = threading.Event(), threading.Event(), threading.Event()
+
+    def alone(items: list[int]) -> list[int]:
+        runs_alone.set()
+        assert asked.wait(PATIENCE)
+        return items
+
+    def in_first(items: list[int]) -> list[int]:
+        return [second.run(item, alone) for item in items]
+
+    async def ask() -> int:
+        call = asyncio.ensure_future(first.arun(1, double))
+        await asyncio.sleep(0)
+        asked.set()
+        return await call
+
+    def in_second(items: list[int]) -> list[int]:
+        asks.set()
+        assert runs_alone.wait(PATIENCE)
+        return [asyncio.run(ask())]
+
+    asking = second.submit(0, in_second)
+    assert asks.wait(PATIENCE)
+    queued = second.submit(4, double)
+    assert first.submit(5, in_first).result(PATIENCE) == 5
+    assert asking.result(PATIENCE) == 2
+    assert queued.result(PATIENCE) == 8
+    first.close()
+    second.close()
 
 
 def test_a_task_of_a_function_may_call_it_once_its_batch_is_over() -> None:

@@ -1,15 +1,17 @@
 //! Which batchers' threads wait for which batchers: an executor may call another batcher, but none that waits for it.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// A batcher, and which one the thread that runs its executors waits for now. Looked at and changed with the GIL held,
-/// so that two threads cannot begin to wait for each other at once.
+/// A batcher, and those that the thread that runs its executors waits for now: several where the items of a `map` are
+/// made by what waits itself. Looked at and changed with the GIL held, so that two threads cannot begin to wait for
+/// each other at once.
 #[derive(Default)]
 pub(super) struct Place {
-    waits_for: Mutex<Option<Arc<Place>>>,
+    waits_for: Mutex<Vec<Arc<Place>>>,
 }
 
 thread_local! {
@@ -44,25 +46,38 @@ impl Place {
         if Arc::ptr_eq(self, &here) {
             return Err(Circle::Own);
         }
-        let mut waited_for = self.waits_for.lock().clone();
-        while let Some(place) = waited_for {
-            if Arc::ptr_eq(&place, &here) {
-                return Err(Circle::Others);
-            }
-            waited_for = place.waits_for.lock().clone();
+        if self.reaches(&here) {
+            return Err(Circle::Others);
         }
-        let before = here.waits_for.lock().replace(Arc::clone(self));
-        Ok(Waiting(Some((here, before))))
+        here.waits_for.lock().push(Arc::clone(self));
+        Ok(Waiting(Some((here, Arc::clone(self)))))
+    }
+
+    /// Whether this batcher waits for `other`, by way of whomever.
+    fn reaches(self: &Arc<Self>, other: &Arc<Place>) -> bool {
+        let (mut rest, mut seen) = (vec![Arc::clone(self)], HashSet::new());
+        while let Some(place) = rest.pop() {
+            if Arc::ptr_eq(&place, other) {
+                return true;
+            }
+            if seen.insert(Arc::as_ptr(&place)) {
+                rest.extend(place.waits_for.lock().iter().map(Arc::clone));
+            }
+        }
+        false
     }
 }
 
-/// While it lives its thread waits; the batcher whose executors the thread runs, and what that waited for before.
-pub(super) struct Waiting(Option<(Arc<Place>, Option<Arc<Place>>)>);
+/// While it lives its thread waits: the batcher whose executors the thread runs, for the other.
+pub(super) struct Waiting(Option<(Arc<Place>, Arc<Place>)>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some((here, before)) = self.0.take() {
-            *here.waits_for.lock() = before;
+        if let Some((here, other)) = self.0.take() {
+            let mut waits_for = here.waits_for.lock();
+            if let Some(index) = waits_for.iter().rposition(|place| Arc::ptr_eq(place, &other)) {
+                waits_for.remove(index);
+            }
         }
     }
 }

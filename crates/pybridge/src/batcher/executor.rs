@@ -90,8 +90,7 @@ fn check(callable: &Bound<'_, PyAny>) -> PyResult<()> {
         let text = format!("an executor must be callable, not {}", callable.repr()?);
         return Err(PyTypeError::new_err(text));
     }
-    let code = callable.getattr(pyo3::intern!(py, "__code__"));
-    let flags = code.and_then(|code| code.getattr(pyo3::intern!(py, "co_flags"))?.extract::<u32>());
+    let flags = code(callable).and_then(|code| code.getattr(pyo3::intern!(py, "co_flags"))?.extract::<u32>());
     if flags.is_ok_and(|flags| flags & NOT_PLAIN != 0) {
         let text =
             format!("{} is a coroutine or generator function; an executor returns a list", name(callable));
@@ -100,13 +99,30 @@ fn check(callable: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
+/// The code that runs when it is called: of what a partial function calls, and of an object's `__call__`.
+fn code<'py>(callable: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let (py, mut function) = (callable.py(), callable.clone());
+    let name = pyo3::intern!(py, "__code__");
+    if let Ok(code) = function.getattr(name) {
+        return Ok(code);
+    }
+    let partial = PARTIAL.import(py, "functools", "partial")?;
+    while function.is_instance(partial)? {
+        function = function.getattr(pyo3::intern!(py, "func"))?;
+    }
+    function
+        .getattr(name)
+        .or_else(|_| function.get_type().getattr(pyo3::intern!(py, "__call__"))?.getattr(name))
+}
+
 /// What a message calls it.
 pub(super) fn name(callable: &Bound<'_, PyAny>) -> String {
     let py = callable.py();
     let function = callable.getattr(pyo3::intern!(py, "func")).unwrap_or_else(|_| callable.clone());
     let named = function.getattr(pyo3::intern!(py, "__qualname__")).and_then(|name| name.extract::<String>());
     named.unwrap_or_else(|_| {
-        callable.get_type().qualname().map_or_else(|_| "the executor".to_owned(), |name| name.to_string())
+        function.get_type().qualname().map_or_else(|_| "the executor".to_owned(), |name| name.to_string())
     })
 }
 

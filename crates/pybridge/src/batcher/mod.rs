@@ -148,14 +148,14 @@ impl Batcher {
     /// Runs `item` in a batch with others and returns its result, or raises what it failed with.
     fn run(this: &Bound<'_, Self>, item: Py<PyAny>, executor: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let (py, batcher) = (this.py(), this.get());
-        let _waiting = batcher.wait("run")?;
+        let waiting = batcher.wait("run")?;
         Self::ensure_started(this)?;
         let slot = Slot::claim();
         let item = batcher.item(item, executor, Caller::Thread(Arc::clone(&slot)))?;
         if !Self::bring(py, batcher, &item)? {
             let (value, executor) = (item.value.clone_ref(py), Arc::clone(&item.executor));
-            // No flush waits for what runs alone.
-            drop(item);
+            // No flush waits for what runs alone, and its thread for nobody.
+            drop((item, waiting));
             return batcher.run_alone(py, &value, &executor);
         }
         let answer = slot.wait(py).inspect_err(|_| batcher.entrance.cancel(&item))?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
-use trustformers_batching::InstanceId;
+use trustformers_batching::{InstanceId, Priority};
 use trustformers_serve::hosted::{self, Calls, Full};
 
 use super::ending::Running;
@@ -206,6 +206,13 @@ impl AsyncCall {
 
 #[pymethods]
 impl AsyncCall {
+    /// How urgent its request is.
+    fn priority(&self) -> &'static str {
+        let state = self.state.lock();
+        let call = state.as_ref().and_then(Running::call);
+        call.map_or(Priority::default(), |call| call.priority).name()
+    }
+
     /// See `Worker.whole`.
     fn whole<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>,)> {
         self.state.lock().as_ref()?.whole(py).map(|whole| (whole,))

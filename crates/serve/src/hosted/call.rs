@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use trustformers_batching::Priority;
 
 use super::feed::Feed;
 use crate::http::error::ApiError;
@@ -30,6 +31,8 @@ pub struct Call {
     pub whole: Option<Document>,
     /// How the result is to be written.
     pub reply: Format,
+    /// How urgent its request is, for a host with a queue of its own.
+    pub priority: Priority,
     /// Where the pieces of a result go that comes piece by piece.
     pub feed: Option<Feed>,
     over: AtomicBool,
@@ -39,8 +42,14 @@ pub struct Call {
 type Watch = Box<dyn FnOnce() + Send>;
 
 impl Call {
-    pub(crate) fn new(item: Document, whole: Option<Document>, reply: Format, feed: Option<Feed>) -> Self {
-        Self { item, whole, reply, feed, over: AtomicBool::new(false), watch: Mutex::new(None) }
+    pub(crate) fn new(
+        item: Document,
+        whole: Option<Document>,
+        reply: Format,
+        priority: Priority,
+        feed: Option<Feed>,
+    ) -> Self {
+        Self { item, whole, reply, priority, feed, over: AtomicBool::new(false), watch: Mutex::new(None) }
     }
 
     /// Whether nobody waits for its end any more: the client left, or was told that time is up.

@@ -127,7 +127,7 @@ impl Hosting {
         let submission = |index: usize, reply: Reply<Answer>| {
             let Asked { item, whole, reply: format } = (*items[index]).clone();
             let timeout = terms.deadline.saturating_duration_since(Instant::now());
-            submission(Call::new(item, whole, format, None), terms, Some(timeout), reply)
+            submission(Call::new(item, whole, format, terms.priority, None), terms, Some(timeout), reply)
         };
         gather(&self.calls, &self.metrics, items.len(), all_or_none, submission).await
     }
@@ -146,7 +146,8 @@ impl Hosting {
         let (feed, end, stream) = feed();
         let timeout = timed.then(|| terms.deadline.saturating_duration_since(Instant::now()));
         let reply: Reply<Answer> = Box::new(move |result| drop(end.send(result)));
-        let submission = submission(Call::new(item, whole, format, Some(feed)), terms, timeout, reply);
+        let submission =
+            submission(Call::new(item, whole, format, terms.priority, Some(feed)), terms, timeout, reply);
         match self.calls.submit([submission]).pop() {
             Some(Ok(ticket)) => Ok(Piecewise { stream, ticket, hosting: Arc::clone(self) }),
             Some(Err(rejection)) => Err(Unanswered::Rejected(rejection, self.calls.predicted_drain())),

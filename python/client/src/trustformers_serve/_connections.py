@@ -95,10 +95,17 @@ class Connections:
                 await self.give_back(connection, whole)
 
     async def close(self) -> None:
-        """Closes all, also those in use; nothing can be sent any more."""
+        """Closes all, also those in use; nothing can be sent any more.
+
+        Raises:
+            RuntimeError: Some belong to another event loop, which may go on.
+        """
+        if self._open:
+            self._enter()
         self._closed = True
         for connection in list(self._open):
             await connection.aclose()
+            self._open.discard(connection)
         self._idle.clear()
 
     def _enter(self) -> None:

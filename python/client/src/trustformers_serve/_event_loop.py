@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from trustformers_serve import _core
 from trustformers_serve._models import is_blameless
-from trustformers_serve.batching import FunctionBatcher
+from trustformers_serve.batching import FunctionBatcher, Priority
 
 logger = logging.getLogger("trustformers_serve.serving")
 
@@ -48,14 +48,18 @@ Begin = Callable[[_core.AsyncCall, Any, Callable[[], object]], "Started | None"]
 class EventLoop:
     """An event loop on a thread of its own, which starts with the first model."""
 
-    def __init__(self, name: str, batchers: list[FunctionBatcher]) -> None:
-        """With what is to be stopped at its end; starts nothing yet."""
+    def __init__(self, name: str) -> None:
+        """Starts nothing yet."""
         self._name = name
-        self._batchers = batchers
+        self._batchers: set[FunctionBatcher] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._landed: list[dict[int, Started]] = []
+
+    def stops(self, batcher: FunctionBatcher) -> None:
+        """Stops what is called on it at its end."""
+        self._batchers.add(batcher)
 
     def add(self, port: _core.Port, begin: Begin) -> None:
         """Begins the calls that land at `port`."""
@@ -236,8 +240,9 @@ class Handed:
             self._end()
 
 
-Hand = Callable[[Any, Handed], Callable[[], None]]
-"""Hands an item to a batcher, on the running event loop; returns what `Handed.forget` is to be."""
+Hand = Callable[[Any, Handed, Priority], Callable[[], None]]
+"""Hands an item to a batcher, with the priority of its request, on the running event loop; returns what
+`Handed.forget` is to be."""
 
 
 def handing(hand: Hand, read: Function, name: str) -> Begin:
@@ -246,7 +251,7 @@ def handing(hand: Hand, read: Function, name: str) -> Begin:
     def begin(call: _core.AsyncCall, item: Any, end: Callable[[], object]) -> Started | None:
         handed = Handed(call, name, end)
         try:
-            handed.forget = hand(read(item, call), handed)
+            handed.forget = hand(read(item, call), handed, call.priority())
         except BaseException as error:  # noqa: BLE001 - it is the call's
             report(name, error)
             call.fail(error)

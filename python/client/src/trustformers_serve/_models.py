@@ -17,6 +17,7 @@ from trustformers_serve.errors import (
     DecorationError,
     InferenceError,
     InvalidInputError,
+    ItemTooLargeError,
     OverloadedError,
     ShuttingDownError,
 )
@@ -188,6 +189,7 @@ class _Steps:
 
 _BLAMELESS = (
     InvalidInputError,
+    ItemTooLargeError,
     OverloadedError,
     BreakerOpenError,
     DeadlineExceededError,

@@ -9,7 +9,33 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
+from trustformers_serve import _functions
+from trustformers_serve._limits import check_count
+from trustformers_serve.errors import ItemTooLargeError
+
 _CONTAINERS = (list, tuple, set, frozenset, deque)
+
+
+def check_limit(max_item_bytes: int | None) -> None:
+    """Checks a limit of bytes; `None` is none.
+
+    Raises:
+        ValueError: It is out of range.
+        TypeError: It is no integer.
+    """
+    if max_item_bytes is not None:
+        check_count("max_item_bytes", max_item_bytes, 0, sys.maxsize)
+
+
+def check_size(item: object, limit: int, function: Any) -> None:
+    """Checks an item for a function or an executor.
+
+    Raises:
+        ItemTooLargeError: It `exceeds` the limit.
+    """
+    if exceeds(item, limit):
+        name = _functions.name(function)
+        raise ItemTooLargeError(f"an item for {name} has more than max_item_bytes = {limit:,} bytes")
 
 
 def exceeds(item: object, limit: int) -> bool:

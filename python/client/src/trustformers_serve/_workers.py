@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 import types
 from collections.abc import Callable, Coroutine, Mapping
@@ -49,23 +50,66 @@ def enter(function: Function, callers: Callers) -> _Run:
     return run
 
 
+def is_inside() -> bool:
+    """Whether this context is, or was, that of a function which runs a batch."""
+    return bool(_inside.get())
+
+
 def refuse_inside(function: Function, what: str) -> None:
     """Raises where a batch of `function` would wait for itself.
 
     Raises:
         ExecutorError: This is called by `function` while it runs a batch, or by one for which it waits.
     """
+    if any(run.function is function for run in _waiting_here()):
+        raise would_wait(function, what)
+
+
+def would_wait(function: Function, what: str) -> ExecutorError:
+    """The error of what would wait for itself."""
+    return ExecutorError(f"{what} inside {name(function)}, which would wait for itself")
+
+
+def reserve(workers: list[Worker], future: asyncio.Future[Any]) -> Worker | None:
+    """The lightest worker that can run a call of this context, whose batches wait for `future` from here on.
+
+    `None` where each worker runs a batch that waits for this call.
+    """
+    # Two that looked at once could begin to wait for each other.
+    with _looking:
+        waiting = _waiting_here()
+        free = [worker for worker in workers if not worker.runs_any(waiting)]
+        worker = min(free, key=lambda worker: worker.load, default=None)
+        if worker is not None:
+            worker.awaited(future)
+        return worker
+
+
+def _waiting_here() -> set[_Run]:
+    """The batches that wait for what runs here: those that it is in, and who waits for their workers."""
     runs = list(_inside.get())
-    seen: set[_Run] = set()
+    waiting: set[_Run] = set()
     while runs:
         run = runs.pop()
-        if run.is_over or run in seen:
+        if run.is_over or run in waiting:
             continue
-        if run.function is function:
-            raise ExecutorError(f"{what} inside {name(function)}, which would wait for itself")
-        seen.add(run)
+        waiting.add(run)
         for callers in list(run.callers.values()):
             runs += callers
+    return waiting
+
+
+_looking = threading.Lock()
+
+
+def _forked() -> None:
+    # A thread that the child does not have may have held it.
+    global _looking  # noqa: PLW0603
+    _looking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Worker(Batcher):
@@ -110,8 +154,8 @@ class Worker(Batcher):
         self._routes: dict[asyncio.AbstractEventLoop, tuple[_core.LoopPort, Function]] = {}
 
     def send(
-        self, item: Any, instance: Any, priority: str | None, future: asyncio.Future[Any] | None = None
-    ) -> tuple[asyncio.Future[Any], _core.Pending | None]:
+        self, item: Any, instance: Any, priority: str | None, future: asyncio.Future[Any]
+    ) -> _core.Pending | None:
         """Brings an item of a caller on the running loop; one of a method, with its instance.
 
         Raises:
@@ -123,18 +167,25 @@ class Worker(Batcher):
         if instance is not None:
             # Its identity is that of both.
             runner = types.MethodType(runner, instance)
-        if future is None:
-            future = loop.create_future()
-        pending = self._core.send(item, runner, future, port, priority)
-        if inside := _inside.get():
-            self._callers[future] = inside
-        return future, pending
+        return self._core.send(item, runner, future, port, priority)
+
+    def awaited(self, future: asyncio.Future[Any]) -> None:
+        """The batches of this context wait for `future`, which this worker is to end."""
+        self._callers[future] = _inside.get()
+
+    def forget(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for `future` any more."""
+        if self._callers:
+            self._callers.pop(future, None)
+
+    def runs_any(self, runs: set[_Run]) -> bool:
+        """Whether it runs one of these batches."""
+        return any(run.callers is self._callers for run in runs)
 
     def answered(self, future: asyncio.Future[Any], pending: _core.Pending | None) -> None:
         """Takes an item back whose caller was cancelled; one that ended leaves nothing behind."""
         self.load -= 1
-        if self._callers:
-            self._callers.pop(future, None)
+        self.forget(future)
         if pending is not None and future.cancelled():
             pending.cancel()
 

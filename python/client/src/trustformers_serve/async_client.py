@@ -44,6 +44,7 @@ R = TypeVar("R", bound=EventReader[Any])
 class AsyncClient:
     """Calls a server from one event loop; an asynchronous context manager that closes it.
 
+    It may be used on another loop once the first is closed.
     Arguments, results, exceptions and retries of each method are those of `Client`.
     """
 
@@ -207,7 +208,11 @@ class AsyncClient:
         return await self._send(_calls.stats())
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; those of a loop that has been closed are gone with it.
+
+        Raises:
+            RuntimeError: They belong to another event loop.
+        """
         await self._connections.close()
 
     def __repr__(self) -> str:

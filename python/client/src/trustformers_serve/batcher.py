@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import functools
 import os
 import sys
 import threading
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast, overload
 
-from trustformers_serve import _core, _functions, _threads
+from trustformers_serve import _core, _threads
 from trustformers_serve._limits import MOST, check_count, check_time
-from trustformers_serve._sizes import exceeds
+from trustformers_serve._sizes import check_limit, check_size
 from trustformers_serve.errors import ItemTooLargeError
 
 T = TypeVar("T")
@@ -109,8 +110,7 @@ class Batcher:
         if max_queue is None:
             max_queue = min(16 * max_batch, MOST)
         check_count("max_queue", max_queue, 1)
-        if max_item_bytes is not None:
-            check_count("max_item_bytes", max_item_bytes, 0, sys.maxsize)
+        check_limit(max_item_bytes)
         self._max_item_bytes = max_item_bytes
         self._open(max_batch, max_wait_ms / 1000, backpressure, max_queue)
 
@@ -280,20 +280,23 @@ class Batcher:
 
         Returns what is to be called when it was told or cancelled.
         """
+        if self._max_item_bytes is not None:
+            self._check_size(item, executor)
         loop = asyncio.get_running_loop()
         pending = self._core.send(item, executor, future, self._ports.get(loop) or self._port(loop))
+        if pending is None:
+            pending = _threads.begin(self._core.alone, item, executor)
+            pending.add_done_callback(functools.partial(_hand_on, future))
 
         def forget() -> None:
-            if pending is not None and future.cancelled():
+            if future.cancelled():
                 pending.cancel()
 
         return forget
 
     def _check_size(self, item: Any, executor: Any) -> None:
-        limit = self._max_item_bytes
-        if limit is not None and exceeds(item, limit):
-            name = _functions.name(executor)
-            raise ItemTooLargeError(f"an item for {name} has more than max_item_bytes = {limit:,} bytes")
+        if self._max_item_bytes is not None:
+            check_size(item, self._max_item_bytes, executor)
 
     def _checked(
         self, items: Iterable[T], executor: Any, refused: list[tuple[int, Exception]] | None
@@ -325,6 +328,16 @@ class _Future(concurrent.futures.Future[R]):
         if cancelled and self.pending is not None:
             self.pending.cancel()
         return cancelled
+
+
+def _hand_on(future: Any, done: asyncio.Future[Any]) -> None:
+    if done.cancelled():
+        return
+    error = done.exception()
+    if error is None:
+        future.set_result(done.result())
+    else:
+        future.set_exception(error)
 
 
 def _run_alone(core: _core.Batcher, item: Any, executor: Any, future: concurrent.futures.Future[Any]) -> None:

@@ -15,7 +15,8 @@ from trustformers_serve import _core, _functions, _threads
 from trustformers_serve._functions import WORKER_ID
 from trustformers_serve._limits import check_count, check_time
 from trustformers_serve._schemas import Schema
-from trustformers_serve._workers import Worker, refuse_inside
+from trustformers_serve._sizes import check_limit, check_size
+from trustformers_serve._workers import Worker, is_inside, refuse_inside, reserve, would_wait
 from trustformers_serve.errors import BatcherClosedError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Settings:
     priority_ageing: float = 10.0
     breaker: Breaker = field(default_factory=Breaker)
     backpressure: Backpressure = "drop"
+    max_item_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Checks each.
@@ -77,6 +79,7 @@ class Settings:
         for name in ("max_batch_size", "max_queue_size", "workers"):
             check_count(name, getattr(self, name), 1)
         check_count("breaker.failures", self.breaker.failures, 0)
+        check_limit(self.max_item_bytes)
         check_time("max_wait_time", self.max_wait_time, may_be_zero=True)
         seconds = {name: getattr(self, name) for name in ("target_latency", "latency_slo", "priority_ageing")}
         seconds |= {"breaker.window": self.breaker.window, "breaker.open": self.breaker.open}
@@ -124,7 +127,7 @@ class FunctionBatcher:
         """What `batched` made; weak, as it holds this."""
         self._function = function
         self._schema = schema
-        self._coroutine = _functions.is_coroutine(function)
+        self.is_coroutine = _functions.is_coroutine(function)
         self._numbered = WORKER_ID in inspect.signature(function).parameters
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
@@ -139,29 +142,36 @@ class FunctionBatcher:
         future there has its methods `set_result`, `set_exception` and `cancelled`.
 
         Raises:
-            ValidationError: The item is not what the schema says.
+            ItemTooLargeError: The item has more bytes than `max_item_bytes`.
+            ValidationError: It is not what the schema says.
             OverloadedError, BreakerOpenError: It is not let in.
-            ExecutorError: The function itself calls it.
+            ExecutorError: No worker could ever run it: each runs a batch that waits for this call.
         """
-        refuse_inside(self._function, "a call")
+        if (limit := self.settings.max_item_bytes) is not None:
+            check_size(item, limit, self._function)
         if self._schema is not None:
             item = self._schema.read(item)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
         while True:
             workers = self._workers or self._start()
-            worker = workers[0] if len(workers) == 1 else self._lightest(workers)
+            worker = reserve(workers, future) if is_inside() else self._lightest(workers)
+            if worker is None:
+                raise would_wait(self._function, "a call")
             try:
-                future, pending = worker.send(item, instance, priority, future)
-            except BatcherClosedError:
+                pending = worker.send(item, instance, priority, future)
+            except BaseException as error:
+                worker.forget(future)
                 # Stopped on another thread meanwhile; or else the interpreter ends.
-                if self._workers is workers:
+                if not isinstance(error, BatcherClosedError) or self._workers is workers:
                     raise
             else:
                 worker.load += 1
                 return worker, future, pending
 
-    def hand(self, item: Any, future: Any, *, instance: Any = None) -> Callable[[], None]:
+    def hand(self, item: Any, future: Any, priority: Priority, *, instance: Any = None) -> Callable[[], None]:
         """As `send`; returns what is to be called when `future` was told or cancelled."""
-        worker, future, pending = self.send(item, instance, None, future)
+        worker, future, pending = self.send(item, instance, priority, future)
         return functools.partial(worker.answered, future, pending)
 
     def is_of(self, function: Any) -> bool:
@@ -209,7 +219,7 @@ class FunctionBatcher:
                         self._function,
                         limits,
                         settings.terms(),
-                        coroutine=self._coroutine,
+                        coroutine=self.is_coroutine,
                         arguments={WORKER_ID: number} if self._numbered else {},
                     )
                     for number in range(settings.workers)
@@ -218,7 +228,7 @@ class FunctionBatcher:
 
     @staticmethod
     def _lightest(workers: list[Worker]) -> Worker:
-        return min(workers, key=lambda worker: worker.load)
+        return workers[0] if len(workers) == 1 else min(workers, key=lambda worker: worker.load)
 
 
 def _close(workers: list[Worker]) -> None:
@@ -316,6 +326,7 @@ def batch(
     enable_priority_scheduling: bool = True,
     priority_ageing: float = 10.0,
     breaker: Breaker | None = None,
+    max_item_bytes: int | None = None,
 ) -> _Decorator:
     """Makes a function of a list a coroutine function of an item, batched over its callers.
 
@@ -349,6 +360,8 @@ def batch(
             "critical".
         priority_ageing: Seconds after which some places go to who waited longest, whatever the priority.
         breaker: When a function that keeps failing is left alone; `Breaker(failures=0)`: never.
+        max_item_bytes: An item with more bytes, as it is given, raises `ItemTooLargeError` before it is
+            queued, as one of a `Batcher` does. By default no item is too large.
 
     Raises:
         ValueError: A limit is out of range.
@@ -367,6 +380,7 @@ def batch(
         enable_priority_scheduling=enable_priority_scheduling,
         priority_ageing=priority_ageing,
         breaker=breaker or Breaker(),
+        max_item_bytes=max_item_bytes,
     )
 
     def decorate(function: Any) -> Any:

@@ -37,10 +37,10 @@ class Autobatched(Generic[T, R]):
         """The result of `item`, run in a batch with the items of other callers."""
         return self.batcher.run(item, self._function)
 
-    def _hand(self, item: Any, future: Any) -> Callable[[], None]:
+    def _hand(self, item: Any, future: Any, priority: object) -> Callable[[], None]:  # noqa: ARG002
         """Brings an item on the running event loop, for what stands for a future of its result.
 
-        Returns what is to be called when `future` was told or cancelled.
+        To a `Batcher` all are equal. Returns what is to be called when `future` was told or cancelled.
         """
         hand = self.batcher._hand  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
         return hand(item, self._function, future)
@@ -121,7 +121,9 @@ class _Decorator(Protocol):
     ) -> AutobatchedMethod[S, T, R]: ...
 
 
-def autobatch(max_batch: int = 32, max_wait_ms: float = 10) -> _Decorator:
+def autobatch(
+    max_batch: int = 32, max_wait_ms: float = 10, *, max_item_bytes: int | None = None
+) -> _Decorator:
     """Makes a function of a list one that is called with an item, from any number of threads.
 
         @autobatch(max_batch=32, max_wait_ms=10)
@@ -132,6 +134,8 @@ def autobatch(max_batch: int = 32, max_wait_ms: float = 10) -> _Decorator:
 
     The function keeps its name, signature and docstring, and returns as an executor of a `Batcher` does.
     It may be a method: its first parameter is then `self`, and calls on different instances share no batch.
+    Items with more than `max_item_bytes`, where that is given, raise `ItemTooLargeError` as those of a
+    `Batcher` do.
 
     Raises:
         DecorationError: The decorated object is no plain function of a list; the message names it.
@@ -139,7 +143,7 @@ def autobatch(max_batch: int = 32, max_wait_ms: float = 10) -> _Decorator:
     """
     if callable(max_batch):
         raise _functions.without_parentheses("autobatch", max_batch)
-    batcher = functools.partial(Batcher, max_batch, max_wait_ms)
+    batcher = functools.partial(Batcher, max_batch, max_wait_ms, max_item_bytes=max_item_bytes)
     batcher()  # checks the limits where they are written
 
     def decorate(function: Any) -> Any:

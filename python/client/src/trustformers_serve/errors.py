@@ -113,7 +113,12 @@ class ExecutorError(TrustformersError, RuntimeError):
 
 
 class ItemTooLargeError(TrustformersError, ValueError):
-    """An item has more bytes than the batcher's `max_item_bytes`; the message names its executor."""
+    """An item has more bytes than `max_item_bytes`; the message names its executor or its function.
+
+    Over HTTP it is refused as any other item that is wrong.
+    """
+
+    code = "invalid_input"
 
 
 class MissingExtraError(TrustformersError, ImportError):

@@ -87,6 +87,12 @@ class ModelInfo:
         return getattr(getattr(self.function, "batcher", None), "input_schema", None) is not None
 
     @functools.cached_property
+    def takes_anything(self) -> bool:
+        """Whether an item of any kind is the function's one argument, as it stands."""
+        any_one = list(self.input_types.values()) == [Any] and not self.has_schema
+        return any_one and self._only_by_name.isdisjoint(self.input_types)
+
+    @functools.cached_property
     def _required(self) -> frozenset[str]:
         return frozenset(
             parameter.name for parameter in self._parameters if parameter.default is parameter.empty

@@ -5,12 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import NoReturn
 
 from trustformers_serve import _core
 from trustformers_serve.config import ServerConfig
 
 
 def _stop(server: _core.Server, then: Callable[[], None] | None) -> None:
+    if not server.is_here():
+        return
     server.stop()
     if then is not None:
         then()
@@ -28,6 +31,9 @@ class Server:
 
     Log lines go to standard error, in the level and format of the configuration's `logging`. A process
     has one log: the first server's settings count, also for the servers after it.
+
+    After a fork the server runs in the parent alone. The child knows its address, and does not stop it by
+    ending or by leaving the `with` block.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it still serves."""
+        """Whether it still serves, in this process."""
         return self._core.is_running()
 
     def wait_ready(self, timeout: float = 300.0) -> None:
@@ -95,6 +101,7 @@ class Server:
 
         Raises:
             ServerNotReadyError: A model failed to load, or `timeout` seconds were not enough.
+            RuntimeError: It runs in a process that this one was forked from.
         """
         self._core.wait_ready(timeout)
 
@@ -103,6 +110,9 @@ class Server:
 
         Ctrl-C ends the wait with KeyboardInterrupt and leaves the server running; in a `with` block
         it is then stopped.
+
+        Raises:
+            RuntimeError: It runs in a process that this one was forked from.
         """
         return self._core.wait(timeout)
 
@@ -110,6 +120,9 @@ class Server:
         """Stops accepting, finishes what is in flight within `server.shutdown_timeout`, and returns.
 
         Stopping a stopped server does nothing.
+
+        Raises:
+            RuntimeError: It runs in a process that this one was forked from.
         """
         self._core.stop()
         # What comes after, unless another thread does it.
@@ -122,9 +135,15 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops it."""
-        self.stop()
+        """Stops it, unless this is a process that was forked meanwhile."""
+        if self._core.is_here():
+            self.stop()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses: a server belongs to its process."""
+        raise TypeError("a Server cannot be copied or sent to another process; send its url")
 
     def __repr__(self) -> str:
         """Its address and whether it runs."""
-        return f"<Server {self.url} {'running' if self.running else 'stopped'}>"
+        state = "running" if self.running else "stopped" if self._core.is_here() else "of another process"
+        return f"<Server {self.url} {state}>"

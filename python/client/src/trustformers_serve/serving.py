@@ -89,7 +89,7 @@ def serve(
     models = (process_registry if registry is None else registry).all()
     if not models:
         raise ConfigurationError("no model is registered: put `@register()` above a function")
-    loops = _Loops([info.function for info in models])
+    loops = _Loops()
     hosted = [_hosted(info, threads, loops) for info in models]
     if block:
         return _until_signalled(lambda: Server(config, wait_ready=False, hosted=hosted, on_stop=loops.close))
@@ -133,7 +133,7 @@ class _Bound:
     def __init__(self, info: ModelInfo) -> None:
         self._function = info.function
         self._arguments = info.arguments
-        self._unchecked = list(info.input_types.values()) == [Any] and not info.has_schema
+        self._unchecked = info.takes_anything
         self.reads_body = info.has_schema
 
     def __call__(self, item: Any, call: _Call) -> Any:
@@ -164,12 +164,10 @@ class _Bound:
 class _Loops:
     """The event loops of a server."""
 
-    def __init__(self, functions: list[Any]) -> None:
-        batchers = [getattr(function, "batcher", None) for function in functions]
-        batchers = [batcher for batcher in batchers if isinstance(batcher, FunctionBatcher)]
-        self.coroutines = EventLoop("serve-event-loop", batchers)
-        # So that a coroutine function that blocks its loop keeps no plain one waiting.
-        self.batches = EventLoop("serve-batches", [])
+    def __init__(self) -> None:
+        self.coroutines = EventLoop("serve-event-loop")
+        # So that a coroutine function that blocks its loop keeps no batch of a plain one waiting.
+        self.batches = EventLoop("serve-batches")
 
     def close(self) -> None:
         """Ends both."""
@@ -180,16 +178,21 @@ class _Loops:
         """What begins a model's calls on one of them; `None` for one that is called on threads."""
         function = info.function
         batcher = getattr(function, "batcher", None)
+        batcher = batcher if isinstance(batcher, FunctionBatcher) else None
+        loop = self.coroutines
         if isinstance(function, Autobatched):
             hand = function._hand  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
             loop, begin = self.batches, handing(hand, bound.argument, info.name)
-        elif isinstance(batcher, FunctionBatcher) and batcher.is_of(function):
+        elif batcher is not None and batcher.is_of(function):
             hand = functools.partial(batcher.hand, instance=getattr(function, "__self__", None))
-            loop, begin = self.coroutines, handing(hand, bound.argument, info.name)
+            loop = self.coroutines if batcher.is_coroutine else self.batches
+            begin = handing(hand, bound.argument, info.name)
         elif _functions.is_coroutine(function) or _functions.is_async_generator(function):
-            loop, begin = self.coroutines, running(bound, info.name, streaming=info.streaming)
+            begin = running(bound, info.name, streaming=info.streaming)
         else:
             return None
+        if batcher is not None:
+            loop.stops(batcher)
         return functools.partial(loop.add, begin=begin)
 
 
