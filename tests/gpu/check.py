@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -58,7 +57,7 @@ class Server:
 
 
 def answers(server: Server) -> dict[str, list[float] | str]:
-    """What each model says to one question, and how likely it finds each token of a prompt and of its text."""
+    """What each model says to one question, and how likely it finds tokens of a prompt and of its text."""
     asked = {"model": server.name, "prompt": list(range(4, 24)), "max_tokens": 32, "temperature": 0}
     asked |= {"echo": True, "logprobs": 0, "ignore_eos": True}
     [choice] = server.post("/v1/completions", asked)["choices"]
