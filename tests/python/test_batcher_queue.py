@@ -336,6 +336,7 @@ def test_no_python_runs_below_the_wait_of_a_call() -> None:
         sys.setprofile(None)
 
     with ts.Batcher(max_batch=1) as batcher:
+        batcher.run(0, double)  # starts its thread
         thread = threading.Thread(target=call)
         thread.start()
         held.wait_entered()
