@@ -30,7 +30,8 @@ def windowed(items):
     return [item * 2 for item in items]
 
 def call(function, item):
-    print(function(item), flush=True)
+    # No `print`: an interpreter that ends a daemon thread within one cannot flush the stream, and aborts.
+    os.write(1, f"{function(item)}\\n".encode())
 """
 
 
