@@ -4,6 +4,7 @@
 
 mod altered;
 mod oracles;
+mod scheduled;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -113,8 +114,7 @@ impl<'a> Sequence<'a> {
     fn advance(&mut self, fed: usize, logits: Option<Vec<f32>>) {
         self.done += fed;
         let Some(logits) = logits else { return };
-        let likeliest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
-        self.tokens.push(u32::try_from(likeliest).unwrap());
+        self.tokens.push(likeliest(&logits));
         if self.first.is_empty() {
             self.first.clone_from(&logits);
         }
@@ -133,6 +133,11 @@ impl<'a> Sequence<'a> {
         assert!(first.max(last) < TOLERANCE, "{name}, after {prompt} tokens: off by {first} and {last}");
         first.max(last)
     }
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let most = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+    u32::try_from(most).unwrap()
 }
 
 fn rows(logits: &Tensor) -> Vec<Vec<f32>> {

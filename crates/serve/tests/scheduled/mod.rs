@@ -1,38 +1,19 @@
 //! Language models as the scheduler runs them against transformers: the company a text is in, chunks of its prompt,
 //! cached prefixes and preemptions leave its tokens as they are.
 
-#![allow(clippy::unwrap_used)] // a test fails by panicking
-
-mod oracles;
-
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-use tch::Device;
 use trustformers_batching::continuous::{
     ContinuousConfig, Deadlines, Ended, Request, Scheduler, SequenceId, StepOutcome,
 };
 use trustformers_batching::{ClientId, Priority, Time};
-use trustformers_serve::backend::llm::{self, CacheSize, LlmOptions, Runner};
-use trustformers_serve::tensor::DType;
+use trustformers_serve::backend::llm::Runner;
 
-#[derive(Deserialize)]
-struct Case {
-    folder: PathBuf,
-    texts: Vec<Text>,
-}
+use super::{Case, SIZE, Text, cases, likeliest, rows, runner};
 
-#[derive(Deserialize)]
-struct Text {
-    ids: Vec<u32>,
-    /// Those that follow, by always taking the likeliest.
-    tokens: Vec<u32>,
-}
-
-/// A cache for hardly more than the longest text.
-const SIZE: CacheSize = CacheSize { blocks: 12, block_size: 16 };
+/// Of the cache's blocks, hardly more than the longest text needs.
+const BLOCKS: u32 = 12;
 
 struct World {
     runner: Runner,
@@ -41,18 +22,15 @@ struct World {
 }
 
 impl World {
-    fn new(folder: PathBuf) -> Self {
-        let dtype = Some(DType::F32);
-        let options = LlmOptions { path: folder, device: Device::Cpu, dtype, quantization: None, threads: 1 };
+    fn new(case: &Case) -> Self {
         let config = ContinuousConfig {
-            blocks: u32::try_from(SIZE.blocks).unwrap(),
+            blocks: BLOCKS,
             block_size: u32::try_from(SIZE.block_size).unwrap(),
             max_context: 256,
             max_step_tokens: 24,
             ..ContinuousConfig::default()
         };
-        let runner = llm::load(&options).unwrap().with_cache(SIZE).unwrap();
-        Self { runner, scheduler: Scheduler::new(config), now: Time::ZERO }
+        Self { runner: runner(case), scheduler: Scheduler::new(config), now: Time::ZERO }
     }
 
     /// Runs all texts together, each for so many tokens at most; what followed them, and their ends.
@@ -78,14 +56,12 @@ impl World {
         while self.scheduler.has_work() {
             self.now = self.now + Duration::from_millis(1);
             let plan = self.scheduler.schedule(self.now).plan.unwrap();
-            let logits =
-                Vec::<Vec<f32>>::try_from(&self.runner.step(&plan.work, &plan.copies).unwrap()).unwrap();
+            let logits = rows(&self.runner.step(&plan.work, &plan.copies).unwrap());
             let sampled = plan.work.iter().filter(|work| work.samples);
             let tokens = sampled
                 .zip(&logits)
                 .map(|(work, row)| {
-                    let likeliest = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-                    let token = u32::try_from(likeliest).unwrap();
+                    let token = likeliest(row);
                     let text = &mut followed[places[&work.sequence]];
                     text.push(token);
                     (work.sequence, token, text.len() == most)
@@ -101,8 +77,8 @@ impl World {
 
 #[test]
 fn texts_do_not_depend_on_company_chunks_cached_prefixes_and_preemptions() {
-    for (name, case) in oracles::cases::<Case>("decoder") {
-        let mut world = World::new(case.folder);
+    for (name, case) in cases() {
+        let mut world = World::new(&case);
         // Texts that end early let the scheduler hope for more such, and start more than have room to the end.
         world.run(&case.texts, 2);
         let (together, _) = world.run(&case.texts, usize::MAX);
